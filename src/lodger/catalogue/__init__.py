@@ -1,0 +1,1 @@
+"""What a model is: names, folders and facts. Pure: no torch, no sockets."""

@@ -1,0 +1,1 @@
+"""What memory is there and who holds it, measured. Never a CUDA context, never a signal."""

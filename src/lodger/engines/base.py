@@ -1,0 +1,76 @@
+"""The contract of an engine: text in, text out, inside a budget, on one device.
+
+An engine lives in a worker process and holds every model of that process. `load` and `close` block (the worker calls them
+in a thread); the three verbs are coroutines of the worker's event loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from typing import Protocol
+
+import msgspec
+
+from lodger.budget import Budget
+from lodger.catalogue.facts import ModelFacts
+from lodger.spec import ModelSpec
+from lodger.tasks import Delta, EmbedResult, EmbedTask, GenerateTask, RerankResult, RerankTask
+
+
+class LoadRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """All that an engine needs to load one model; nothing else about it is decided in the worker."""
+
+    spec: ModelSpec
+    facts: ModelFacts
+    budget: Budget
+    device: str  # "cpu", "cuda:0"
+    dtype: str | None  # None: the engine measures and chooses
+
+
+class LoadedInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What a loaded model turned out to be."""
+
+    dtype: str
+    context_length: int
+    memory: dict[str, int]  # measured bytes: weights, kv_cache
+    load_seconds: float
+
+
+class Model(Protocol):
+    """One loaded model. The verb that does not match its kind raises `WrongKind`."""
+
+    info: LoadedInfo
+
+    def generate(self, task: GenerateTask) -> AsyncIterator[Delta]:
+        """Closing the iterator cancels the request at the next step."""
+        ...
+
+    async def embed(self, task: EmbedTask) -> EmbedResult: ...
+
+    async def rerank(self, task: RerankTask) -> RerankResult: ...
+
+    def running(self) -> int:
+        """Requests in work or waiting."""
+        ...
+
+    def close(self) -> None:
+        """Give every byte back. Requests still running end with `Cancelled`."""
+        ...
+
+
+class Engine(Protocol):
+    """All models of one worker process."""
+
+    def load(self, request: LoadRequest, progress: Callable[[float], None]) -> Model:
+        """Blocking. `progress` is told 0..1 of the bytes read.
+
+        Raises:
+            ModelProblem, OutOfMemory.
+        """
+        ...
+
+    def used(self) -> int:
+        """Bytes this process holds on its device, measured."""
+        ...
+
+    def close(self) -> None: ...

@@ -1,0 +1,1 @@
+"""Frames between our own processes: msgpack over a unix socket. No pickle, no TCP."""

@@ -1,0 +1,1 @@
+"""What fits: arithmetic over facts and measured memory. Pure."""

@@ -1,0 +1,49 @@
+"""The plan as a value: what each model is granted, part by part, on one device."""
+
+from __future__ import annotations
+
+import msgspec
+
+from lodger.budget import Budget
+from lodger.catalogue.facts import ModelFacts
+from lodger.device.view import DeviceView
+from lodger.spec import ModelSpec
+
+
+class Candidate(msgspec.Struct, frozen=True):
+    """A model to place: what was asked for and what its folder says."""
+
+    spec: ModelSpec
+    facts: ModelFacts
+
+
+class ModelPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """What one model is granted."""
+
+    uid: str
+    facts: ModelFacts
+    dtype: str  # of weights and activations on the device
+    budget: Budget
+    kv_tokens: int = 0  # tokens that `budget.kv_cache` holds
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """One plan for all models of a device; the order of starting does not matter."""
+
+    device: DeviceView
+    reserve: int  # bytes left to others
+    process: int  # bytes of the worker itself: libraries, and on a GPU its context
+    models: tuple[ModelPlan, ...]
+
+    @property
+    def needed(self) -> int:
+        return self.process + sum(model.budget.total for model in self.models)
+
+    @property
+    def available(self) -> int:
+        """Bytes that we may hold: free now, and what we hold already, less the reserve."""
+        return self.device.free + self.device.ours - self.reserve
+
+    @property
+    def left(self) -> int:
+        return self.available - self.needed

@@ -1,0 +1,1 @@
+"""What runs next: sequences, blocks of the KV cache, steps. Pure: no torch, no sockets, no clock."""

@@ -1,0 +1,118 @@
+"""The verbs: the narrow waist between HTTP and whoever runs models.
+
+`api` may import this module and `tasks`, and nothing behind it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Literal, Protocol
+
+import msgspec
+
+from lodger.catalogue.facts import ModelFacts
+from lodger.errors import ErrorInfo
+from lodger.plan.values import Plan
+from lodger.spec import ModelSpec
+from lodger.tasks import Delta, EmbedResult, EmbedTask, GenerateTask, RerankResult, RerankTask
+
+State = Literal["loading", "ready", "restarting", "failed", "stopping"]
+
+
+class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One model as it is now. A failed model keeps its place here, with its reason and its last log lines."""
+
+    spec: ModelSpec
+    state: State
+    created: float  # Unix seconds
+    facts: ModelFacts | None = None
+    device: str | None = None
+    dtype: str | None = None
+    context_length: int | None = None  # tokens really served
+    progress: float = 0.0  # of loading, 0..1
+    error: ErrorInfo | None = None
+    log_tail: tuple[str, ...] = ()
+    memory: dict[str, int] = {}  # measured bytes by part: weights, kv_cache, activations
+    running: int = 0  # requests in work or waiting
+    restarts: int = 0
+
+    @property
+    def uid(self) -> str:
+        return self.spec.uid
+
+
+class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One worker process."""
+
+    device: str
+    pid: int | None
+    state: Literal["starting", "up", "down"]
+    used: int = 0  # bytes it holds, measured
+    uptime: float = 0.0  # seconds
+    restarts: int = 0
+
+
+class ServerStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """The whole server, as `lodger status` and `GET /lodger/status` show it."""
+
+    version: str
+    pid: int
+    started: float
+    address: str
+    home: str
+    plan: tuple[Plan, ...]
+    workers: tuple[WorkerStatus, ...]
+    models: tuple[ModelStatus, ...]
+
+
+class Service(Protocol):
+    """Who can be asked. Every method raises `LodgerError` and nothing else."""
+
+    def generate(self, task: GenerateTask) -> AsyncIterator[Delta]:
+        """Deltas as they are made. Closing the iterator cancels the request at the model's next step."""
+        ...
+
+    async def embed(self, task: EmbedTask) -> EmbedResult: ...
+
+    async def rerank(self, task: RerankTask) -> RerankResult: ...
+
+    async def launch(self, spec: ModelSpec, *, wait: bool = True) -> ModelStatus:
+        """Plan and load a model. With `wait`, returns when it is ready; otherwise once it is accepted.
+
+        Raises:
+            UidTaken, ModelProblem, DoesNotFit, OutOfMemory, ModelFailed.
+        """
+        ...
+
+    async def terminate(self, uid: str) -> None:
+        """Unload a model, or forget a failed one. Returns when its memory is back.
+
+        Raises:
+            UnknownModel.
+        """
+        ...
+
+    def models(self) -> list[ModelStatus]:
+        """Every model that was asked for, in the order of launching, whatever its state."""
+        ...
+
+    def model(self, uid: str) -> ModelStatus:
+        """
+        Raises:
+            UnknownModel: names the uids there are.
+        """
+        ...
+
+    async def status(self) -> ServerStatus: ...
+
+    async def plan(self, specs: tuple[ModelSpec, ...]) -> Plan:
+        """What would happen if these were launched beside what runs now.
+
+        Raises:
+            ModelProblem, DoesNotFit.
+        """
+        ...
+
+    def logs(self, uid: str | None, lines: int) -> list[str]:
+        """Last log lines of one model, or of the whole server."""
+        ...

@@ -1,0 +1,43 @@
+"""What should run: one `ModelSpec` per model, from lodger.yaml, the command line or the API."""
+
+from __future__ import annotations
+
+import re
+
+import msgspec
+
+from lodger.errors import InvalidRequest
+from lodger.tasks import Kind
+
+_UID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """A model that someone wants served. Unset fields are read from the folder or decided by the plan."""
+
+    uid: str
+    name: str | None = None  # a catalogue or hub name; resolved to a folder when `path` is unset
+    path: str | None = None  # a model folder
+    kind: Kind | None = None
+    size_in_billions: str | None = None  # picks among the sizes of one name, as Xinference's flag does
+    context_length: int | None = None  # tokens of prompt and answer together
+    memory: int | None = None  # most bytes this model may hold; None: what the plan gives
+    dtype: str | None = None  # "float32", "bfloat16", "float16"; None: what the device does best
+    engine: str | None = None  # any known name; see `lodger.engines`
+    description: str | None = None
+    notes: tuple[str, ...] = ()  # options understood but without effect here, said back to the caller
+
+
+def check_uid(uid: str) -> str:
+    """`uid` if every client can carry it (1 to 100 of A-Z a-z 0-9 . _ -, no ``___``).
+
+    Raises:
+        InvalidRequest: otherwise.
+    """
+    if not _UID.fullmatch(uid) or "___" in uid:
+        raise InvalidRequest(
+            f"model uid {uid!r} cannot be used: clients put it into URLs.",
+            hint="Use 1 to 100 letters, digits, '.', '_' or '-', starting with a letter or digit.",
+            param="model_uid",
+        )
+    return uid

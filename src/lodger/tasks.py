@@ -1,0 +1,116 @@
+"""The nouns: what is asked of a model and what it answers.
+
+API dialects parse foreign JSON into these; engines know only these. They are frozen values, and they are also what
+crosses the socket between the gateway and a worker (msgpack).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+Kind = Literal["chat", "embedding", "rerank"]
+FinishReason = Literal["stop", "length"]
+
+
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
+    """How the next token is chosen. ``None`` means what the model's generation_config.json says, else off."""
+
+    temperature: float | None = None  # 0 is greedy
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    seed: int | None = None
+
+
+class StopRules(msgspec.Struct, frozen=True, kw_only=True):
+    """When a generation ends. Without `max_tokens` it ends at end of text or at the end of the context."""
+
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+
+
+class ChatTask(msgspec.Struct, frozen=True, kw_only=True, tag="chat"):
+    """Answer a conversation. The model's own chat template turns `messages` into a prompt."""
+
+    model: str
+    messages: tuple[dict[str, Any], ...]
+    tools: tuple[dict[str, Any], ...] = ()
+    template_args: dict[str, Any] = {}  # more names for the template, such as enable_thinking
+    sampling: SamplingParams = SamplingParams()
+    stopping: StopRules = StopRules()
+    n: int = 1
+
+
+class CompletionTask(msgspec.Struct, frozen=True, kw_only=True, tag="completion"):
+    """Continue a prompt, given as text or as the model's own token ids."""
+
+    model: str
+    prompt: str | tuple[int, ...]
+    sampling: SamplingParams = SamplingParams()
+    stopping: StopRules = StopRules()
+    n: int = 1
+
+
+class EmbedTask(msgspec.Struct, frozen=True, kw_only=True, tag="embed"):
+    """Embed texts, or sequences of the model's own token ids. Over-long inputs are cut and counted."""
+
+    model: str
+    inputs: tuple[str | tuple[int, ...], ...]
+    dimensions: int | None = None
+
+
+class RerankTask(msgspec.Struct, frozen=True, kw_only=True, tag="rerank"):
+    """Score each document against the query. Over-long documents are cut and counted."""
+
+    model: str
+    query: str
+    documents: tuple[str, ...]
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """Tokens of one request, counted for that request alone."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    @property
+    def total_tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+
+class Delta(msgspec.Struct, frozen=True):
+    """One increment of one choice. The last one of the last choice carries `usage` for the whole request."""
+
+    index: int = 0  # which of the n choices
+    text: str = ""
+    finish_reason: FinishReason | None = None
+    usage: Usage | None = None
+
+
+class EmbedResult(msgspec.Struct, frozen=True, kw_only=True):
+    """Vectors in input order: float32, little-endian, row-major, shape [count, dimensions]."""
+
+    vectors: bytes
+    count: int
+    dimensions: int
+    usage: Usage
+    truncated: int = 0  # how many inputs were cut to the model's limit
+
+
+class RerankResult(msgspec.Struct, frozen=True, kw_only=True):
+    """One score in 0..1 for each document, in the order they were sent, and the raw scores to sort by."""
+
+    scores: tuple[float, ...]
+    logits: tuple[float, ...]  # monotonic in `scores` and never saturated: sort by these
+    usage: Usage
+    truncated: int = 0
+
+
+GenerateTask = ChatTask | CompletionTask
+Task = ChatTask | CompletionTask | EmbedTask | RerankTask
