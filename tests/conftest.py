@@ -1,0 +1,30 @@
+"""Fixtures that every package's tests may use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`tiny("qwen3", num_hidden_layers=3)`: folder of a small random model, made once per session.
+
+    Names: qwen3, qwen2, llama, bge-m3, bge-reranker, minilm. Do not change what is in the folder: copy it first.
+    """
+    import tiny as maker  # numpy and tokenizers, only when asked for
+
+    root = tmp_path_factory.mktemp("tiny")
+    made: dict[str, Path] = {}
+
+    def make(family: str, **overrides: Any) -> Path:
+        key = f"{family} {sorted(overrides.items())}"
+        if key not in made:
+            write = getattr(maker, "make_" + family.replace("-", "_"))
+            made[key] = write(root / str(len(made)) / family, **overrides)
+        return made[key]
+
+    return make

@@ -1,0 +1,306 @@
+"""Small random models in exactly the formats that are published on the hubs, and weightless ones of any size.
+
+`make_*` write a whole folder (config, tokenizer, chat template, weights) in about 0.2 s without importing torch.
+Tensor names, file names and config keys are those of the published models; only the sizes differ, and the weights are
+random with a fixed seed and a standard deviation of 0.2, so that the tokens a model prefers are well apart.
+`write_fake_folder` writes the same folder with a sparse file of zeros for weights: any size, no memory, no time.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import tiny_tokenizers
+from tiny_templates import CHATML, QWEN2, QWEN3
+
+Config = dict[str, Any]
+Shapes = dict[str, tuple[int, ...]]
+ITEM_BYTES = {"F32": 4, "BF16": 2, "F16": 2, "I64": 8}
+
+_DECODER = {
+    "attention_dropout": 0.0,
+    "hidden_act": "silu",
+    "hidden_size": 64,
+    "initializer_range": 0.02,
+    "intermediate_size": 128,
+    "max_position_embeddings": 512,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 2,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-6,
+    "rope_scaling": None,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": True,
+    "torch_dtype": "float32",
+    "transformers_version": "4.51.0",
+    "use_cache": True,
+}
+_ENCODER = {
+    "attention_probs_dropout_prob": 0.1,
+    "classifier_dropout": None,
+    "hidden_act": "gelu",
+    "hidden_dropout_prob": 0.1,
+    "hidden_size": 64,
+    "initializer_range": 0.02,
+    "intermediate_size": 128,
+    "layer_norm_eps": 1e-5,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 2,
+    "position_embedding_type": "absolute",
+    "torch_dtype": "float32",
+    "transformers_version": "4.33.0",
+    "use_cache": True,
+}
+_XLM_R = {**_ENCODER, "model_type": "xlm-roberta", "bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2,
+          "max_position_embeddings": 514, "type_vocab_size": 1, "output_past": True}  # fmt: skip
+
+# Shapes of the guide's models, for `write_fake_folder`.
+QWEN3_4B = {"hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36, "num_attention_heads": 32,
+            "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936, "max_position_embeddings": 262144,
+            "torch_dtype": "bfloat16"}  # fmt: skip
+XLM_R_LARGE = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16,
+               "vocab_size": 250002, "max_position_embeddings": 8194}  # fmt: skip
+
+
+class _Family(NamedTuple):
+    """One published format: how its config, tokenizer and other files look, and which tensors it stores."""
+
+    config: Callable[[dict[str, int]], Config]  # token name -> id
+    tokenizer: Callable[[], Any]
+    shapes: Callable[[Config], Shapes]
+    extras: Callable[[Config, dict[str, int]], dict[str, Any]]  # file name -> JSON value
+
+
+def make_qwen3(folder: Path, **overrides: Any) -> Path:
+    """Qwen3ForCausalLM as Qwen3-4B-Instruct-2507 is published: GQA, q and k norms, tied embeddings."""
+    return _write("qwen3", folder, overrides)
+
+
+def make_qwen2(folder: Path, **overrides: Any) -> Path:
+    """Qwen2ForCausalLM as Qwen2.5-0.5B-Instruct is published: biases on q, k and v."""
+    return _write("qwen2", folder, overrides)
+
+
+def make_llama(folder: Path, **overrides: Any) -> Path:
+    """LlamaForCausalLM as SmolLM2-135M-Instruct is published."""
+    return _write("llama", folder, overrides)
+
+
+def make_bge_m3(folder: Path, **overrides: Any) -> Path:
+    """XLMRobertaModel as bge-m3 is published: CLS pooling, Normalize, a Unigram tokenizer."""
+    return _write("bge-m3", folder, overrides)
+
+
+def make_bge_reranker(folder: Path, **overrides: Any) -> Path:
+    """XLMRobertaForSequenceClassification with one label as bge-reranker-v2-m3 is published."""
+    return _write("bge-reranker", folder, overrides)
+
+
+def make_minilm(folder: Path, **overrides: Any) -> Path:
+    """BertModel as all-MiniLM-L6-v2 is published: mean pooling, Normalize, a WordPiece tokenizer."""
+    return _write("minilm", folder, overrides)
+
+
+def write_fake_folder(folder: Path, family: str = "qwen3", dtype: str = "F32", **overrides: Any) -> Path:
+    """A valid folder whose weights are a sparse file of zeros; `dtype` as safetensors spells it.
+
+    `write_fake_folder(path, "qwen3", "BF16", **QWEN3_4B)` looks like the real 8 GB model and takes 20 KB of disk.
+    """
+    return _write(family, folder, overrides, fake_dtype=dtype)
+
+
+def _write(family: str, folder: Path, overrides: dict[str, Any], fake_dtype: str | None = None) -> Path:
+    row = FAMILIES[family]
+    tokenizer = row.tokenizer()
+    ids: dict[str, int] = tokenizer.get_vocab(with_added_tokens=True)
+    config = {"vocab_size": -(-len(ids) // 16) * 16, **row.config(ids), **overrides}
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    for name, value in {"config.json": config, **row.extras(config, ids)}.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(json.dumps(value, indent=2, ensure_ascii=False), encoding="utf-8")
+    shapes = row.shapes(config)
+    data = None if fake_dtype else _random(shapes, len(ids))
+    write_safetensors(folder / "model.safetensors", shapes, fake_dtype or "F32", data)
+    return folder
+
+
+def _random(shapes: Shapes, tokens: int) -> Iterator[np.ndarray]:
+    rng = np.random.Generator(np.random.PCG64(20261122))
+    for name, shape in shapes.items():
+        noise = rng.standard_normal(shape, dtype=np.float32)
+        if name.endswith("position_ids"):
+            yield np.arange(shape[-1], dtype=np.int64)[None]
+        elif "norm" in name.lower() and name.endswith("weight"):
+            yield 1 + 0.1 * noise
+        elif name.endswith("bias"):
+            yield 0.1 * noise
+        else:
+            noise *= 0.2
+            if shape[0] > tokens and ("embed_tokens" in name or "lm_head" in name):
+                noise[tokens:] = 0  # ids without a token are never preferred
+            yield noise
+
+
+def write_safetensors(path: Path, shapes: Shapes, dtype: str, data: Iterator[np.ndarray] | None) -> None:
+    """One safetensors file; without `data` a sparse file of zeros."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, shape in shapes.items():
+        own = "I64" if name.endswith("position_ids") else dtype
+        end = offset + int(np.prod(shape, dtype=np.int64)) * ITEM_BYTES[own]
+        header[name] = {"dtype": own, "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for tensor in data or ():
+            file.write(tensor.tobytes())
+        file.truncate(8 + len(text) + offset)
+
+
+def _decoder_shapes(config: Config) -> Shapes:
+    hidden, inner, heads = config["hidden_size"], config["intermediate_size"], config["num_attention_heads"]
+    head = config.get("head_dim") or hidden // heads
+    kv = config["num_key_value_heads"] * head
+    shapes: Shapes = {"model.embed_tokens.weight": (config["vocab_size"], hidden)}
+    for layer in range(config["num_hidden_layers"]):
+        at = f"model.layers.{layer}."
+        shapes[at + "input_layernorm.weight"] = shapes[at + "post_attention_layernorm.weight"] = (hidden,)
+        for part, rows in (("q", heads * head), ("k", kv), ("v", kv)):
+            shapes[f"{at}self_attn.{part}_proj.weight"] = (rows, hidden)
+            if config["model_type"] == "qwen2":
+                shapes[f"{at}self_attn.{part}_proj.bias"] = (rows,)
+        shapes[at + "self_attn.o_proj.weight"] = (hidden, heads * head)
+        if config["model_type"] == "qwen3":
+            shapes[at + "self_attn.q_norm.weight"] = shapes[at + "self_attn.k_norm.weight"] = (head,)
+        shapes[at + "mlp.gate_proj.weight"] = shapes[at + "mlp.up_proj.weight"] = (inner, hidden)
+        shapes[at + "mlp.down_proj.weight"] = (hidden, inner)
+    shapes["model.norm.weight"] = (hidden,)
+    if not config["tie_word_embeddings"]:
+        shapes["lm_head.weight"] = (config["vocab_size"], hidden)
+    return shapes
+
+
+def _encoder_shapes(config: Config) -> Shapes:
+    hidden, inner = config["hidden_size"], config["intermediate_size"]
+    base: Shapes = {
+        "embeddings.word_embeddings.weight": (config["vocab_size"], hidden),
+        "embeddings.position_embeddings.weight": (config["max_position_embeddings"], hidden),
+        "embeddings.token_type_embeddings.weight": (config["type_vocab_size"], hidden),
+        "embeddings.LayerNorm.weight": (hidden,),
+        "embeddings.LayerNorm.bias": (hidden,),
+    }
+    linear = {"attention.self.query": (hidden, hidden), "attention.self.key": (hidden, hidden),
+              "attention.self.value": (hidden, hidden), "attention.output.dense": (hidden, hidden),
+              "intermediate.dense": (inner, hidden), "output.dense": (hidden, inner)}  # fmt: skip
+    for layer in range(config["num_hidden_layers"]):
+        for name, shape in linear.items():
+            base[f"encoder.layer.{layer}.{name}.weight"] = shape
+            base[f"encoder.layer.{layer}.{name}.bias"] = shape[:1]
+        for name in ("attention.output", "output"):
+            base[f"encoder.layer.{layer}.{name}.LayerNorm.weight"] = (hidden,)
+            base[f"encoder.layer.{layer}.{name}.LayerNorm.bias"] = (hidden,)
+    if config["architectures"] == ["XLMRobertaForSequenceClassification"]:
+        labels = len(config["id2label"])
+        return {f"roberta.{name}": shape for name, shape in base.items()} | {
+            "classifier.dense.weight": (hidden, hidden),
+            "classifier.dense.bias": (hidden,),
+            "classifier.out_proj.weight": (labels, hidden),
+            "classifier.out_proj.bias": (labels,),
+        }
+    if config["model_type"] == "bert":  # all-MiniLM-L6-v2 stores this buffer too
+        base["embeddings.position_ids"] = (1, config["max_position_embeddings"])
+    return base | {"pooler.dense.weight": (hidden, hidden), "pooler.dense.bias": (hidden,)}
+
+
+def _qwen3_config(ids: dict[str, int]) -> Config:
+    return {**_DECODER, "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "attention_bias": False,
+            "head_dim": 16, "max_window_layers": 2, "sliding_window": None, "use_sliding_window": False,
+            "bos_token_id": ids["<|endoftext|>"], "eos_token_id": ids["<|im_end|>"]}  # fmt: skip
+
+
+def _qwen2_config(ids: dict[str, int]) -> Config:
+    return {**_DECODER, "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "max_window_layers": 2,
+            "sliding_window": 512, "use_sliding_window": False,
+            "bos_token_id": ids["<|endoftext|>"], "eos_token_id": ids["<|im_end|>"]}  # fmt: skip
+
+
+def _llama_config(ids: dict[str, int]) -> Config:
+    return {**_DECODER, "architectures": ["LlamaForCausalLM"], "model_type": "llama", "attention_bias": False,
+            "mlp_bias": False, "rms_norm_eps": 1e-5, "bos_token_id": ids["<|im_start|>"],
+            "eos_token_id": ids["<|im_end|>"], "pad_token_id": ids["<|im_end|>"]}  # fmt: skip
+
+
+def _bert_config(ids: dict[str, int]) -> Config:
+    return {**_ENCODER, "architectures": ["BertModel"], "model_type": "bert", "layer_norm_eps": 1e-12,
+            "max_position_embeddings": 512, "type_vocab_size": 2, "pad_token_id": 0}  # fmt: skip
+
+
+def _bge_m3_config(ids: dict[str, int]) -> Config:
+    return {**_XLM_R, "architectures": ["XLMRobertaModel"]}
+
+
+def _bge_reranker_config(ids: dict[str, int]) -> Config:
+    return {**_XLM_R, "architectures": ["XLMRobertaForSequenceClassification"],
+            "id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}  # fmt: skip
+
+
+def _chat_files(template: str, stops: tuple[str, ...], **sampling: Any) -> Callable[..., dict[str, Any]]:
+    def files(config: Config, ids: dict[str, int]) -> dict[str, Any]:
+        generation = {"bos_token_id": config["bos_token_id"], "do_sample": bool(sampling),
+                      "eos_token_id": [ids[stop] for stop in stops] if len(stops) > 1 else ids[stops[0]],
+                      "pad_token_id": ids["<|endoftext|>"], **sampling}  # fmt: skip
+        tokenizer = {"add_bos_token": False, "add_prefix_space": False, "bos_token": None, "chat_template": template,
+                     "clean_up_tokenization_spaces": False, "eos_token": "<|im_end|>", "errors": "replace",
+                     "model_max_length": 131072, "pad_token": "<|endoftext|>", "split_special_tokens": False,
+                     "tokenizer_class": "PreTrainedTokenizerFast", "unk_token": None}  # fmt: skip
+        return {"generation_config.json": generation, "tokenizer_config.json": tokenizer}
+
+    return files
+
+
+def _sentence_files(pooling: str, max_length: int, tokenizer: dict[str, Any]) -> Callable[..., dict[str, Any]]:
+    kinds = ("Transformer", ""), ("Pooling", "1_Pooling"), ("Normalize", "2_Normalize")
+    modules = [{"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.models.{name}"}
+               for index, (name, path) in enumerate(kinds)]  # fmt: skip
+
+    def files(config: Config, ids: dict[str, int]) -> dict[str, Any]:
+        modes = {f"pooling_mode_{mode}": mode == pooling for mode in ("cls_token", "mean_tokens", "max_tokens")}
+        return {
+            "modules.json": modules,
+            "1_Pooling/config.json": {"word_embedding_dimension": config["hidden_size"], **modes},
+            "sentence_bert_config.json": {"max_seq_length": max_length, "do_lower_case": False},
+            "config_sentence_transformers.json": {"__version__": {"sentence_transformers": "2.2.2"}},
+            "tokenizer_config.json": tokenizer,
+        }
+
+    return files
+
+
+_XLM_R_TOKENIZER = {"bos_token": "<s>", "cls_token": "<s>", "eos_token": "</s>", "mask_token": "<mask>",
+                    "model_max_length": 8192, "pad_token": "<pad>", "sep_token": "</s>",
+                    "tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "<unk>"}  # fmt: skip
+_BERT_TOKENIZER = {"cls_token": "[CLS]", "do_lower_case": True, "mask_token": "[MASK]", "model_max_length": 512,
+                   "pad_token": "[PAD]", "sep_token": "[SEP]", "tokenizer_class": "BertTokenizer",
+                   "unk_token": "[UNK]"}  # fmt: skip
+
+FAMILIES: dict[str, _Family] = {
+    "qwen3": _Family(_qwen3_config, tiny_tokenizers.qwen, _decoder_shapes,
+                     _chat_files(QWEN3, ("<|im_end|>", "<|endoftext|>"), temperature=0.7, top_k=20, top_p=0.8)),
+    "qwen2": _Family(_qwen2_config, tiny_tokenizers.qwen, _decoder_shapes,
+                     _chat_files(QWEN2, ("<|im_end|>", "<|endoftext|>"), temperature=0.7, top_k=20, top_p=0.8,
+                                 repetition_penalty=1.05)),
+    "llama": _Family(_llama_config, tiny_tokenizers.smollm, _decoder_shapes, _chat_files(CHATML, ("<|im_end|>",))),
+    "bge-m3": _Family(_bge_m3_config, tiny_tokenizers.xlm_roberta, _encoder_shapes,
+                      _sentence_files("cls_token", 512, _XLM_R_TOKENIZER)),
+    "bge-reranker": _Family(_bge_reranker_config, tiny_tokenizers.xlm_roberta, _encoder_shapes,
+                            lambda config, ids: {"tokenizer_config.json": _XLM_R_TOKENIZER}),
+    "minilm": _Family(_bert_config, tiny_tokenizers.bert, _encoder_shapes,
+                      _sentence_files("mean_tokens", 256, _BERT_TOKENIZER)),
+}  # fmt: skip
