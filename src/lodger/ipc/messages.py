@@ -96,7 +96,7 @@ class Failed(msgspec.Struct, frozen=True, tag="failed"):
 
 
 class Heartbeat(msgspec.Struct, frozen=True, tag="heartbeat"):
-    """Every second: bytes held, and requests in work by uid. Sent by the loop that serves, so silence means it hangs."""
+    """Every second: bytes held, requests in work by uid. Sent by the loop that serves, so silence means it hangs."""
 
     used: int
     running: dict[str, int]
