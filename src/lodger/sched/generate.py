@@ -1,0 +1,216 @@
+"""`GenerateScheduler`: which tokens of which chats one model computes next.
+
+Continuous batching over paged blocks: prefill in chunks, decode one token of everybody, share equal beginnings, and
+when the blocks run out put the newest sequence back in the queue to be recomputed. Decisions only: nothing here
+computes.
+
+Asking for a step changes no progress. A step that failed can be dropped and asked for again, with a smaller budget too;
+one prefill step and one decode step of the same scheduler may be in flight together.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections.abc import Iterator, Mapping
+from itertools import islice
+
+from lodger.errors import InternalError
+from lodger.sched.blocks import BlockPool
+from lodger.sched.sequence import Sequence
+from lodger.sched.step import GenerateStep, Row
+
+
+class GenerateScheduler:
+    """Sequences of one model. Not thread-safe: one owner calls it.
+
+    A sequence leaves by `finish` or `cancel`, never by itself. The oldest running sequence is preempted only by its own
+    end, so something always advances.
+    """
+
+    def __init__(self, pool: BlockPool, *, max_running: int) -> None:
+        self._pool = pool
+        self._max_running = max_running
+        self._waiting: list[Sequence] = []  # by arrival
+        self._running: dict[int, Sequence] = {}
+        self._digests: dict[int, list[bytes]] = {}  # of those waiting, so that each prompt is hashed once
+        self._promised: dict[bytes, int] = {}  # blocks being prefilled -> the sequence that computes them
+        self._arrivals = 0
+        self._last_decoded = 0  # arrival of the last row, where one step cannot hold everybody
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def running(self) -> int:
+        return len(self._running)
+
+    @property
+    def prefill_tokens(self) -> int:
+        """Tokens that prefills in work and in the queue still have to compute, prefix hits not yet subtracted."""
+        started = sum(len(s.tokens) - s.computed for s in self._running.values() if s.prefilling)
+        return started + sum(len(s.tokens) for s in self._waiting)
+
+    def has_prefill(self) -> bool:
+        """`next_prefill` would give a step."""
+        return any(s.prefilling for s in self._running.values()) or next(self._admissible(), None) is not None
+
+    def has_decode(self) -> bool:
+        """Some sequence is ready for its next token."""
+        return any(_decodable(s) for s in self._running.values())
+
+    def add(self, sequence: Sequence) -> None:
+        """Queue a new sequence.
+
+        Raises:
+            InternalError: it could not finish even alone; the engine refuses such requests before.
+        """
+        longest = sequence.prompt_length + sequence.max_new_tokens - 1  # the last token is never fed back
+        if self._pool.blocks_for(longest) > self._pool.num_blocks:
+            room = self._pool.num_blocks * self._pool.block_size
+            raise InternalError(f"sequence {sequence.id} may grow to {longest} tokens, the KV cache holds {room}.")
+        self._arrivals += 1
+        sequence.arrival = self._arrivals
+        self._queue(sequence)
+
+    def cancel(self, sequence_id: int) -> None:
+        """Forget a sequence, wherever it is. An unknown id is fine: it may have ended in the meantime."""
+        sequence = self._running.get(sequence_id)
+        if sequence is not None:
+            self._leave(sequence)
+        elif self._digests.pop(sequence_id, None) is not None:
+            self._waiting = [s for s in self._waiting if s.id != sequence_id]
+
+    def finish(self, sequence_id: int) -> None:
+        """A sequence has its last token. Its full blocks stay findable until their room is needed."""
+        self.cancel(sequence_id)
+
+    def next_decode(self, token_budget: int) -> GenerateStep | None:
+        """One token of every prefilled sequence; in turns where there are more than the budget.
+
+        Without a free block the newest running sequence goes back to the queue, again and again until there is one.
+        """
+        ready = [s for s in self._running.values() if _decodable(s)]
+        if len(ready) > token_budget:
+            ready.sort(key=lambda s: (s.arrival <= self._last_decoded, s.arrival))
+            ready = ready[:token_budget]
+            self._last_decoded = ready[-1].arrival if ready else 0
+        rows = []
+        for sequence in sorted(ready, key=_arrival):  # oldest first, so that a victim has no row yet
+            if self._make_room(sequence):
+                rows.append(self._row(sequence, 1))
+        return GenerateStep("decode", tuple(rows)) if rows else None
+
+    def next_prefill(self, token_budget: int) -> GenerateStep | None:
+        """Chunks of prompts: those begun first, then waiting ones in order while blocks and `max_running` allow."""
+        rows = []
+        left = token_budget
+        for sequence in sorted((s for s in self._running.values() if s.prefilling), key=_arrival):
+            if left > 0:
+                rows.append(self._row(sequence, left))
+                left -= len(rows[-1].tokens)
+        while left > 0 and (admitted := next(self._admissible(), None)):
+            self._admit(*admitted)
+            rows.append(self._row(admitted[0], left))
+            left -= len(rows[-1].tokens)
+        return GenerateStep("prefill", tuple(rows)) if rows else None
+
+    def complete(self, step: GenerateStep, sampled: Mapping[int, int]) -> None:
+        """A step was computed. `sampled`: the next token of each row with `sample`, by sequence id.
+
+        Rows of sequences that were cancelled, finished or preempted in the meantime are ignored.
+        """
+        for row in step.rows:
+            sequence = self._running.get(row.sequence)
+            if sequence is None or not _current(row, sequence):
+                continue
+            end = row.start + len(row.tokens)
+            sequence.computed = end
+            self._pool.publish(sequence.tokens, sequence.blocks, row.start, end)
+            if row.sample:
+                sequence.tokens.append(sampled[row.sequence])
+            if not sequence.prefilling:
+                self._unpromise(sequence)
+
+    def _queue(self, sequence: Sequence) -> None:
+        insort(self._waiting, sequence, key=_arrival)
+        self._digests[sequence.id] = self._pool.digests(sequence.tokens[:-1])
+
+    def _admissible(self) -> Iterator[tuple[Sequence, list[int]]]:
+        """The first waiting sequence that can start now, with the blocks it finds in the cache.
+
+        One whose next block is being computed by another waits for it and lets those behind pass meanwhile: the other
+        is running, so this ends, and then it is the first again. Whoever lacks room lets nobody pass.
+        """
+        if len(self._running) >= self._max_running:
+            return
+        for sequence in islice(self._waiting, self._max_running):
+            digests = self._digests[sequence.id]
+            cached = self._pool.lookup(digests)
+            if len(cached) < len(digests) and digests[len(cached)] in self._promised:
+                continue
+            if self._fits(sequence, cached):
+                yield sequence, cached
+            return
+
+    def _fits(self, sequence: Sequence, cached: list[int]) -> bool:
+        """Room for all its tokens, and a block to grow for each that already runs: else they would preempt it soon."""
+        needed = self._pool.blocks_for(len(sequence.tokens)) - len(cached) + self._pool.idle_among(cached)
+        return needed + len(self._running) <= self._pool.free_count
+
+    def _admit(self, sequence: Sequence, cached: list[int]) -> None:
+        self._waiting.remove(sequence)
+        self._pool.share(cached)
+        fresh = self._pool.allocate(self._pool.blocks_for(len(sequence.tokens)) - len(cached))
+        sequence.blocks = cached + fresh
+        sequence.computed = len(cached) * self._pool.block_size
+        if not sequence.preemptions:
+            sequence.cached_tokens = sequence.computed
+        self._running[sequence.id] = sequence
+        for digest in self._digests.pop(sequence.id)[len(cached) :]:
+            self._promised.setdefault(digest, sequence.id)
+
+    def _row(self, sequence: Sequence, most: int) -> Row:
+        start, known = sequence.computed, len(sequence.tokens)
+        end = min(start + most, known)
+        blocks = tuple(sequence.blocks[: self._pool.blocks_for(end)])
+        return Row(sequence.id, tuple(sequence.tokens[start:end]), start, blocks, end == known)
+
+    def _make_room(self, sequence: Sequence) -> bool:
+        """A block for the next token of `sequence`; False if it was itself the newest and had to go."""
+        if sequence.id not in self._running:
+            return False
+        if sequence.computed < len(sequence.blocks) * self._pool.block_size:
+            return True
+        while not self._pool.free_count:
+            newest = max(self._running.values(), key=_arrival)
+            self._leave(newest)
+            newest.preemptions += 1
+            self._queue(newest)
+            if newest is sequence:
+                return False
+        sequence.blocks += self._pool.allocate(1)
+        return True
+
+    def _leave(self, sequence: Sequence) -> None:
+        del self._running[sequence.id]
+        self._unpromise(sequence)
+        self._pool.release(sequence.blocks)
+        sequence.blocks = []
+        sequence.computed = 0
+
+    def _unpromise(self, sequence: Sequence) -> None:
+        self._promised = {digest: owner for digest, owner in self._promised.items() if owner != sequence.id}
+
+
+def _arrival(sequence: Sequence) -> int:
+    return sequence.arrival
+
+
+def _decodable(sequence: Sequence) -> bool:
+    return not sequence.prefilling and not sequence.exhausted
+
+
+def _current(row: Row, sequence: Sequence) -> bool:
+    """Whether the row still describes this sequence, which may have been preempted and admitted again since."""
+    return row.start == sequence.computed and row.blocks == tuple(sequence.blocks[: len(row.blocks)])
