@@ -258,24 +258,25 @@ def _chat_files(template: str, stops: tuple[str, ...], **sampling: Any) -> Calla
                       "pad_token_id": ids["<|endoftext|>"], **sampling}  # fmt: skip
         tokenizer = {"add_bos_token": False, "add_prefix_space": False, "bos_token": None, "chat_template": template,
                      "clean_up_tokenization_spaces": False, "eos_token": "<|im_end|>", "errors": "replace",
-                     "model_max_length": 131072, "pad_token": "<|endoftext|>", "split_special_tokens": False,
+                     "model_max_length": 1010000, "pad_token": "<|endoftext|>", "split_special_tokens": False,
                      "tokenizer_class": "PreTrainedTokenizerFast", "unk_token": None}  # fmt: skip
         return {"generation_config.json": generation, "tokenizer_config.json": tokenizer}
 
     return files
 
 
-def _sentence_files(pooling: str, max_length: int, tokenizer: dict[str, Any]) -> Callable[..., dict[str, Any]]:
+def _sentence_files(pooling: str, share: float, tokenizer: dict[str, Any]) -> Callable[..., dict[str, Any]]:
     kinds = ("Transformer", ""), ("Pooling", "1_Pooling"), ("Normalize", "2_Normalize")
     modules = [{"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.models.{name}"}
                for index, (name, path) in enumerate(kinds)]  # fmt: skip
 
     def files(config: Config, ids: dict[str, int]) -> dict[str, Any]:
+        length = int(share * (config["max_position_embeddings"] - (2 if config["model_type"] == "xlm-roberta" else 0)))
         modes = {f"pooling_mode_{mode}": mode == pooling for mode in ("cls_token", "mean_tokens", "max_tokens")}
         return {
             "modules.json": modules,
             "1_Pooling/config.json": {"word_embedding_dimension": config["hidden_size"], **modes},
-            "sentence_bert_config.json": {"max_seq_length": max_length, "do_lower_case": False},
+            "sentence_bert_config.json": {"max_seq_length": length, "do_lower_case": False},
             "config_sentence_transformers.json": {"__version__": {"sentence_transformers": "2.2.2"}},
             "tokenizer_config.json": tokenizer,
         }
@@ -298,9 +299,9 @@ FAMILIES: dict[str, _Family] = {
                                  repetition_penalty=1.05)),
     "llama": _Family(_llama_config, tiny_tokenizers.smollm, _decoder_shapes, _chat_files(CHATML, ("<|im_end|>",))),
     "bge-m3": _Family(_bge_m3_config, tiny_tokenizers.xlm_roberta, _encoder_shapes,
-                      _sentence_files("cls_token", 512, _XLM_R_TOKENIZER)),
+                      _sentence_files("cls_token", 1.0, _XLM_R_TOKENIZER)),
     "bge-reranker": _Family(_bge_reranker_config, tiny_tokenizers.xlm_roberta, _encoder_shapes,
                             lambda config, ids: {"tokenizer_config.json": _XLM_R_TOKENIZER}),
     "minilm": _Family(_bert_config, tiny_tokenizers.bert, _encoder_shapes,
-                      _sentence_files("mean_tokens", 256, _BERT_TOKENIZER)),
+                      _sentence_files("mean_tokens", 0.5, _BERT_TOKENIZER)),
 }  # fmt: skip

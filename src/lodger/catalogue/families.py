@@ -1,0 +1,54 @@
+"""The model families that are served, one row each. What can be read from a folder is not here.
+
+The runtime adds the torch classes on its side, under the same `model_type`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lodger.catalogue.facts import Pooling
+from lodger.tasks import Kind
+
+
+@dataclass(frozen=True)
+class Family:
+    """What config.json and the sentence-transformers files do not say about a `model_type`."""
+
+    architectures: dict[str, Kind]  # as config.json spells them
+    pooling: Pooling | None = None  # of an embedding model whose folder does not say
+    positions_after_pad: bool = False  # positions count from pad_token_id + 1, which shortens the usable context
+    tied_by_default: bool = False  # transformers' default where config.json has no tie_word_embeddings
+
+
+def _decoder(prefix: str) -> Family:
+    return Family({f"{prefix}ForCausalLM": "chat"})
+
+
+def _encoder(prefix: str, pooling: Pooling, positions_after_pad: bool) -> Family:
+    architectures: dict[str, Kind] = {
+        f"{prefix}Model": "embedding",
+        f"{prefix}ForMaskedLM": "embedding",
+        f"{prefix}ForSequenceClassification": "rerank",
+    }
+    return Family(architectures, pooling, positions_after_pad, tied_by_default=True)
+
+
+# Pooling defaults: sentence-transformers takes the mean where a folder says nothing; the XLM-RoBERTa embedders that are
+# published without its files (bge-m3 in FlagEmbedding's layout) take the first token.
+FAMILIES: dict[str, Family] = {
+    "qwen3": _decoder("Qwen3"),
+    "qwen2": _decoder("Qwen2"),
+    "llama": _decoder("Llama"),
+    "bert": _encoder("Bert", "mean", positions_after_pad=False),
+    "roberta": _encoder("Roberta", "mean", positions_after_pad=True),
+    "xlm-roberta": _encoder("XLMRoberta", "cls", positions_after_pad=True),
+}
+
+# The output projections that checkpoints repeat although they are tied to the input embedding.
+TIED_TENSORS = frozenset({"lm_head.weight", "lm_head.decoder.weight", "cls.predictions.decoder.weight"})
+
+
+def served() -> str:
+    """The families as a person reads them: ``'bert, llama, qwen2, ...'``."""
+    return ", ".join(sorted(FAMILIES))
