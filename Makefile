@@ -1,0 +1,40 @@
+# Two commands matter: `make demo` serves three small models and proves it, `make test` runs every check.
+PYTHON ?= python3
+TORCH ?= auto
+export PYTHON TORCH TORCH_INDEX
+
+BIN = .venv/bin
+
+.PHONY: help demo stop test lint bench clean
+
+help:
+	@echo "make demo    install, serve three small models in the background, ask each of them"
+	@echo "make stop    stop what make demo started"
+	@echo "make test    install, lint, check types, run every test"
+	@echo "make lint    only ruff and mypy"
+	@echo "make bench   measure a server of our own on this machine (see bench/README.md)"
+	@echo "make clean   remove .venv and caches (models in ~/.lodger stay)"
+
+demo:
+	@scripts/install demo
+	@$(BIN)/lodger up --demo -d
+	@$(BIN)/lodger verify
+
+stop:
+	@$(BIN)/lodger down
+
+lint:
+	@scripts/install test
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy --strict
+
+test: lint
+	@$(BIN)/pytest
+
+bench:
+	@scripts/install test
+	@$(BIN)/python -m bench.run
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build
