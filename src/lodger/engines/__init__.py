@@ -12,10 +12,9 @@ TABLE: dict[str, str] = {
     "echo": "lodger.engines.echo:EchoEngine",
 }
 # Names that Xinference's users write. Lodger's own runtime stands on transformers' models, so these mean "native".
-SYNONYMS: dict[str, str] = {
-    name: "native"
-    for name in ("transformers", "sentence_transformers", "sentence-transformers", "pytorch", "vllm", "flag", "sglang")
-}
+SYNONYMS: dict[str, str] = dict.fromkeys(
+    ("transformers", "sentence_transformers", "sentence-transformers", "pytorch", "vllm", "flag", "sglang"), "native"
+)
 
 
 def engine_name(asked: str | None) -> str:
@@ -32,7 +31,7 @@ def engine_name(asked: str | None) -> str:
 
 
 def open_engine(name: str, device: str) -> Engine:
-    """The engine `name` of the table, made for one device ("cpu", "cuda:0")."""
-    module, _, cls = TABLE[name].partition(":")
+    """The engine `name`, from the table or itself "module:Class", made for one device ("cpu", "cuda:0")."""
+    module, _, cls = TABLE.get(name, name).partition(":")
     engine: Engine = getattr(import_module(module), cls)(device)
     return engine

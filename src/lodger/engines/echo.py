@@ -1,0 +1,182 @@
+"""A deterministic engine without weights: for tests, for documentation, for trying a client on a laptop.
+
+Chat gives the last user message back word by word, embeddings are sums of hashed words, rerank counts common words.
+Its tokens are words (one each for Chinese characters), so counts, limits and cancellation behave like a real model's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import math
+import re
+import struct
+from collections.abc import AsyncIterator, Callable, Iterator
+from functools import lru_cache
+from itertools import cycle
+from typing import Any
+
+import psutil
+
+from lodger.engines.base import LoadedInfo, LoadRequest
+from lodger.errors import Cancelled, ContextExceeded, WrongKind
+from lodger.tasks import (
+    ChatTask,
+    Delta,
+    EmbedResult,
+    EmbedTask,
+    FinishReason,
+    GenerateTask,
+    Kind,
+    RerankResult,
+    RerankTask,
+    StopRules,
+    Usage,
+)
+
+_WORD = re.compile(r"\s*(?:[\u3400-\u9fff]|[^\s\u3400-\u9fff]+)|\s+$")
+_WORD_SECONDS = 0.002
+
+
+class EchoEngine:
+    """Loads anything at once and holds no memory but its process's own."""
+
+    def __init__(self, device: str, word_seconds: float = _WORD_SECONDS) -> None:
+        self._device = device
+        self._word_seconds = word_seconds
+
+    def load(self, request: LoadRequest, progress: Callable[[float], None]) -> EchoModel:
+        progress(1.0)
+        return EchoModel(request, self._word_seconds)
+
+    def used(self) -> int:
+        return int(psutil.Process().memory_info().rss) if self._device == "cpu" else 0
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+
+class EchoModel:
+    """One model of an `EchoEngine`."""
+
+    def __init__(self, request: LoadRequest, word_seconds: float) -> None:
+        self._facts = request.facts
+        self._limit = request.budget.context_length or request.facts.context_length
+        self._word_seconds = word_seconds
+        self._running = 0
+        self._closed = False
+        self.info = LoadedInfo(
+            dtype=request.dtype or "float32", context_length=self._limit, memory={"weights": 0}, load_seconds=0.0
+        )
+
+    async def generate(self, task: GenerateTask) -> AsyncIterator[Delta]:
+        self._check_kind("chat")
+        prompt, source = _prompt(task)
+        if prompt >= self._limit:
+            raise ContextExceeded(f"The prompt has {prompt} tokens; {task.model} serves {self._limit} in all.")
+        words, reason = _answer(source, task.stopping, self._limit - prompt)
+        self._running += 1
+        try:
+            for word in words:
+                await asyncio.sleep(self._word_seconds)
+                if self._closed:
+                    raise Cancelled(f"{task.model} was unloaded.")
+                for index in range(task.n):
+                    yield Delta(index=index, text=word)
+        finally:
+            self._running -= 1
+        usage = Usage(prompt, len(words) * task.n)
+        for index in range(task.n):
+            yield Delta(index=index, finish_reason=reason, usage=usage if index == task.n - 1 else None)
+
+    async def embed(self, task: EmbedTask) -> EmbedResult:
+        self._check_kind("embedding")
+        texts = [_split(text) if isinstance(text, str) else [str(token) for token in text] for text in task.inputs]
+        kept = [words[: self._limit] for words in texts]
+        size = min(task.dimensions or 2**31, self._facts.dimensions or self._facts.hidden_size)
+        return EmbedResult(
+            vectors=b"".join(_vector(words, size) for words in kept),
+            count=len(kept),
+            dimensions=size,
+            usage=Usage(sum(map(len, kept))),
+            truncated=sum(len(words) > self._limit for words in texts),
+        )
+
+    async def rerank(self, task: RerankTask) -> RerankResult:
+        self._check_kind("rerank")
+        query = _split(task.query)
+        documents = [_split(document) for document in task.documents]
+        scores = tuple(_overlap(query, words[: self._limit]) for words in documents)
+        return RerankResult(
+            scores=scores,
+            logits=scores,
+            usage=Usage(sum(len(query) + min(len(words), self._limit) for words in documents)),
+            truncated=sum(len(words) > self._limit for words in documents),
+        )
+
+    def running(self) -> int:
+        return self._running
+
+    def close(self) -> None:
+        self._closed = True
+
+    def _check_kind(self, kind: Kind) -> None:
+        if self._facts.kind != kind:
+            raise WrongKind(f"This is a model for {self._facts.kind}, not for {kind}.", param="model")
+
+
+def _split(text: str) -> list[str]:
+    return [str(word) for word in _WORD.findall(text)]
+
+
+def _prompt(task: GenerateTask) -> tuple[int, str]:
+    """Tokens of the prompt, and the text to give back."""
+    if not isinstance(task, ChatTask):
+        text = task.prompt if isinstance(task.prompt, str) else " ".join(map(str, task.prompt))
+        return len(_split(text)), text
+    texts = [_text_of(message.get("content")) for message in task.messages]
+    said = [text for text, message in zip(texts, task.messages, strict=True) if message.get("role") == "user"]
+    return sum(len(_split(text)) for text in texts), said[-1] if said else ""
+
+
+def _text_of(content: Any) -> str:
+    """A message's text, given as a string, as parts, or not at all."""
+    if isinstance(content, list):
+        return "".join(str(part.get("text", "")) for part in content)
+    return content or ""
+
+
+def _answer(source: str, rules: StopRules, room: int) -> tuple[list[str], FinishReason]:
+    """The words to give back within the limits, and why they end."""
+    ends = [source.index(stop) for stop in rules.stop if stop in source]
+    text = source[: min(ends)] if ends else source
+    words = _split(text)
+    limit = min(room, room if rules.max_tokens is None else rules.max_tokens)
+    if rules.ignore_eos and words and not ends:
+        return _take(cycle(words), limit), "length"
+    return words[:limit], "length" if len(words) > limit else "stop"
+
+
+def _take(words: Iterator[str], count: int) -> list[str]:
+    return [next(words) for _ in range(count)]
+
+
+@lru_cache(maxsize=4096)
+def _word_vector(word: str, size: int) -> tuple[float, ...]:
+    """`size` numbers in -1..1 that look random and are always the same for a word."""
+    raw = hashlib.shake_128(word.encode("utf-8", "replace")).digest(2 * size)
+    return tuple(value / 32768 for value in struct.unpack(f"<{size}h", raw))
+
+
+def _vector(words: list[str], size: int) -> bytes:
+    """Unit vector of a text: float32, little-endian. Texts with common words are closer to each other."""
+    parts = [_word_vector(word.strip().lower(), size) for word in words or [""]]
+    total = [sum(column) for column in zip(*parts, strict=True)]
+    norm = math.sqrt(sum(value * value for value in total)) or 1.0
+    return struct.pack(f"<{size}f", *(value / norm for value in total))
+
+
+def _overlap(query: list[str], document: list[str]) -> float:
+    """Words in common over words in all, 0..1."""
+    asked, found = ({word.strip().lower() for word in words} for words in (query, document))
+    return len(asked & found) / (len(asked | found) or 1)

@@ -1,0 +1,152 @@
+"""`Host`: the models of one worker process, and the loop that answers the gateway's messages."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from typing import cast
+
+from lodger.engines.base import Engine, Model
+from lodger.errors import InternalError, LodgerError, UidTaken, UnknownModel
+from lodger.ipc import messages as m
+from lodger.ipc.channel import Channel
+from lodger.log import request_id
+from lodger.tasks import Delta
+
+_HEARTBEAT_SECONDS = 1.0
+_log = logging.getLogger("lodger.worker")
+Request = m.Load | m.Unload | m.Generate | m.Embed | m.Rerank
+
+
+class Host:
+    """Answers every request in a task of its own; loads happen one after another, each in a thread."""
+
+    def __init__(self, channel: Channel[m.ToWorker], engine: Engine) -> None:
+        self._channel = channel
+        self._engine = engine
+        self._models: dict[str, Model] = {}
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._loading = asyncio.Lock()
+
+    async def serve(self) -> None:
+        """Until the gateway says `Shutdown` or is gone. At `Shutdown` everything is given back first."""
+        beating = asyncio.create_task(self._beat())
+        while (message := await self._next()) is not None:
+            self._accept(message)
+        beating.cancel()
+        await self._cancel(list(self._tasks.values()))
+        await asyncio.to_thread(self._close)
+
+    async def _next(self) -> Request | m.Cancel | None:
+        """The next message to act on; None when it is time to end."""
+        while True:
+            try:
+                message = await self._channel.receive()
+            except LodgerError as error:  # one unreadable frame; the gateway logs what it sent
+                _log.error("a frame was skipped: %s", error.text)
+                continue
+            return None if isinstance(message, m.Shutdown) else message
+
+    def _accept(self, message: Request | m.Cancel) -> None:
+        if not isinstance(message, m.Cancel):
+            task = self._tasks[message.id] = asyncio.create_task(self._answer(message))
+            task.add_done_callback(lambda _: self._tasks.pop(message.id, None))
+        elif message.id in self._tasks:
+            self._tasks[message.id].cancel()
+
+    async def _answer(self, message: Request) -> None:
+        """Border of the worker's message loop: whatever goes wrong ends this request and nothing else."""
+        request_id.set(f"{_uid(message)}/{message.id}")
+        try:
+            await self._work(message)
+        except LodgerError as error:
+            _log.info("refused: %s", error.text)
+            self._channel.post(m.Failed(message.id, error.info()))
+        except ConnectionResetError:
+            _log.info("the gateway is gone")
+        except Exception:
+            _log.exception("a defect of ours")
+            defect = InternalError("The model's process failed at this request.", hint=f"Its log: {request_id.get()}.")
+            self._channel.post(m.Failed(message.id, defect.info()))
+
+    async def _work(self, message: Request) -> None:
+        match message:
+            case m.Load():
+                await self._load(message)
+            case m.Unload():
+                model = self._models.pop(message.uid, None)
+                if model is not None:
+                    await asyncio.to_thread(model.close)
+                await self._channel.send(m.Done(message.id))
+            case m.Generate():
+                await self._generate(message)
+            case m.Embed():
+                await self._channel.send(
+                    m.Vectors(message.id, await self._model(message.task.model).embed(message.task))
+                )
+            case m.Rerank():
+                await self._channel.send(
+                    m.Scores(message.id, await self._model(message.task.model).rerank(message.task))
+                )
+
+    async def _load(self, message: m.Load) -> None:
+        uid = message.request.spec.uid
+        async with self._loading:
+            if uid in self._models:
+                raise UidTaken(f"{uid} is loaded here already.")
+            _log.info("loading %s", message.request.facts.name)
+            model = await asyncio.to_thread(self._engine.load, message.request, self._progress(message.id))
+            self._models[uid] = model
+        _log.info("ready in %.1f s: %s", model.info.load_seconds, model.info)
+        await self._channel.send(m.Loaded(message.id, model.info))
+
+    def _progress(self, load: int) -> Callable[[float], None]:
+        """To be called from the loading thread; sends a frame for each new hundredth."""
+        loop, last = asyncio.get_running_loop(), 0.0
+
+        def report(fraction: float) -> None:
+            nonlocal last
+            if fraction - last >= 0.01:
+                last = fraction
+                loop.call_soon_threadsafe(self._channel.post, m.Progress(load, fraction))
+
+        return report
+
+    async def _generate(self, message: m.Generate) -> None:
+        deltas = cast("AsyncGenerator[Delta, None]", self._model(message.task.model).generate(message.task))
+        async with aclosing(deltas):  # a cancelled request leaves the model now, not at the next collection
+            async for delta in deltas:
+                await self._channel.send(m.Token(message.id, delta))
+
+    def _model(self, uid: str) -> Model:
+        if uid not in self._models:
+            raise UnknownModel(f"{uid} is not loaded here.", param="model")
+        return self._models[uid]
+
+    async def _beat(self) -> None:
+        while True:
+            running = {uid: model.running() for uid, model in self._models.items()}
+            self._channel.post(m.Heartbeat(self._engine.used(), running))
+            await asyncio.sleep(_HEARTBEAT_SECONDS)
+
+    async def _cancel(self, tasks: list[asyncio.Task[None]]) -> None:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _close(self) -> None:
+        for model in self._models.values():
+            model.close()
+        self._engine.close()
+
+
+def _uid(message: Request) -> str:
+    match message:
+        case m.Load():
+            return message.request.spec.uid
+        case m.Unload():
+            return message.uid
+        case _:
+            return message.task.model
