@@ -36,7 +36,7 @@ def inspect_folder(path: str | os.PathLike[str], kind: Kind | None = None) -> Mo
         ModelProblem: a file is missing or damaged, or asks for what is not served (quantised weights, other poolings).
     """
     folder = Path(os.path.abspath(path))
-    if "\0" in str(folder) or not folder.is_dir():
+    if not os.path.isdir(folder):
         raise FolderMissing(f"There is no folder {folder.name!r}.", hint="Check the path.")
     config = read_fields(folder, "config.json")
     if not config.values:
