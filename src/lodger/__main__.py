@@ -1,0 +1,5 @@
+"""`python -m lodger`."""
+
+from lodger.cli import main
+
+main()

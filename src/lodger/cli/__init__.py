@@ -1,0 +1,67 @@
+"""The command line: one file per command, assembled from one table.
+
+Data goes to stdout, talk and progress to stderr. An error is one line and a hint, with exit code 1; wrong usage exits
+with 2, Ctrl-C with 130. Commands import what they need inside their bodies, so that `--help` stays quick.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from typing import Annotated
+
+import typer
+
+from lodger import __version__
+from lodger.errors import LodgerError
+
+# name -> module; its `run` is the command, its docstring the help, its SETTINGS what the parser should know
+COMMANDS: dict[str, str] = {
+    "down": "lodger.cli.down",
+    "status": "lodger.cli.status",
+    "verify": "lodger.cli.verify",
+    "launch": "lodger.cli.launch",
+    "list": "lodger.cli.list",
+    "terminate": "lodger.cli.terminate",
+    "stop": "lodger.cli.stop",
+    "logs": "lodger.cli.logs",
+}
+
+
+def main() -> None:
+    """Entry point of `lodger` and of `python -m lodger`."""
+    try:
+        _app()(prog_name="lodger")
+    except LodgerError as error:
+        from lodger.cli.render import show_error
+
+        show_error(error)
+        sys.exit(1)
+
+
+def _app() -> typer.Typer:
+    app = typer.Typer(
+        help="Chat, embedding and rerank models out of the memory that other jobs leave free.",
+        no_args_is_help=True,
+        rich_markup_mode=None,  # plain help and one-line usage errors, and rich is not imported for them
+        pretty_exceptions_enable=False,
+    )
+    app.callback()(_common)
+    for name, module_name in COMMANDS.items():
+        module = import_module(module_name)
+        app.command(name, context_settings=getattr(module, "SETTINGS", None))(module.run)
+    return app
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"lodger {__version__}")
+        raise typer.Exit
+
+
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass

@@ -1,0 +1,73 @@
+"""Options that several commands share, spelled once, and the server that client commands talk to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from lodger.client import Client
+    from lodger.paths import Home
+
+HomeDir = Annotated[
+    str | None,
+    typer.Option("--home", metavar="DIR", help="Where Lodger keeps its things [LODGER_HOME, else ~/.lodger]."),
+]
+Endpoint = Annotated[
+    str | None,
+    typer.Option(
+        "--endpoint", "-e", metavar="URL", help="The server to talk to [LODGER_ENDPOINT, else this home's server]."
+    ),
+]
+ApiKey = Annotated[
+    str | None, typer.Option("--api-key", "-ak", metavar="KEY", help="The server's key [LODGER_API_KEY].")
+]
+File = Annotated[
+    Path | None,
+    typer.Option("--file", "-f", metavar="FILE", help="What should run [./lodger.yaml, where there is one]."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for a script.")]
+
+
+def home_of(home: str | None) -> Home:
+    from lodger.paths import Home
+    from lodger.settings import read_settings
+
+    return Home(read_settings(home=home).home)
+
+
+def connect(endpoint: str | None, api_key: str | None, home: str | None = None) -> Client:
+    """A client of the named server, else of the one that runs for this home.
+
+    Raises:
+        NotRunning: no server is named and none runs for this home.
+    """
+    from lodger.client import Client, running_server
+    from lodger.errors import NotRunning
+    from lodger.paths import Home
+    from lodger.settings import read_settings
+
+    settings = read_settings(home=home, endpoint=endpoint, api_key=api_key)
+    if settings.endpoint:
+        return Client(settings.endpoint, api_key=settings.api_key)
+    record = running_server(Home(settings.home))
+    if record is None:
+        raise NotRunning(
+            f"No server runs for the home {settings.home}.",
+            hint="Start one with `lodger up`, or name a running one with --endpoint http://host:port.",
+        )
+    return Client(record.address, api_key=settings.api_key or record.api_key)
+
+
+def complete_uid(incomplete: str) -> list[str]:
+    """Shell completion: uids of the server of this home, or nothing when it does not answer quickly."""
+    from lodger.errors import LodgerError
+
+    try:
+        client = connect(None, None)
+        client.timeout = 0.5
+        return [model.uid for model in client.models() if model.uid.startswith(incomplete)]
+    except LodgerError:
+        return []
