@@ -1,0 +1,36 @@
+"""`build_app`: every dialect, behind one border, over one service."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+
+from lodger import __version__
+from lodger.api.border import Border
+from lodger.api.context import ApiOptions
+from lodger.api.dialects import routers
+from lodger.api.errors import on_http_exception, on_invalid_body
+from lodger.api.limits import BodyLimit
+from lodger.api.security import Gate
+from lodger.service import Service
+
+__all__ = ["ApiOptions", "build_app"]
+
+
+def build_app(service: Service, options: ApiOptions) -> FastAPI:
+    """The ASGI application. It holds no state of its own; ``/openapi.json`` describes it."""
+    app = FastAPI(
+        title="Lodger",
+        version=__version__,
+        docs_url=None,  # FastAPI's pages load their scripts from a CDN
+        redoc_url=None,
+        redirect_slashes=False,
+        middleware=[Middleware(Border), Middleware(Gate, options=options), Middleware(BodyLimit)],
+        exception_handlers={HTTPException: on_http_exception, RequestValidationError: on_invalid_body},
+    )
+    app.state.service, app.state.options = service, options
+    for router in routers():
+        app.include_router(router)
+    return app

@@ -1,0 +1,87 @@
+"""What is said of a model: the union of what Xinference's, Dify's, RAGFlow's and OpenAI's clients read.
+
+Fields that a client asks for and that nobody can know of a folder (languages, hub, revision) are there and empty.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lodger.service import ModelStatus
+
+ABILITIES = {"embedding": ["embed"], "rerank": ["rerank"]}
+MODEL_TYPES = {"chat": "LLM", "embedding": "embedding", "rerank": "rerank"}
+
+
+def description(model: ModelStatus, address: str) -> dict[str, Any]:
+    """Xinference's description of one model that serves, whose facts are known. ``context_length`` and ``max_tokens``
+    are the tokens really served."""
+    facts = model.facts
+    assert facts is not None, "a model that serves has been inspected"
+    about = {
+        "model_type": MODEL_TYPES[facts.kind],
+        "address": address,
+        "accelerators": [model.device.partition(":")[2]] if model.device and model.device != "cpu" else [],
+        "model_name": model_name(model),
+        "model_ability": abilities(model),
+        "model_engine": model.spec.engine or "native",
+        "model_format": "pytorch",
+        "model_description": model.spec.description,
+        "model_hub": None,
+        "model_revision": None,
+        "quantization": "none",
+        "context_length": model.context_length,
+        "max_tokens": model.context_length,
+        "dtype": model.dtype,
+        "notes": list(model.spec.notes),
+        "n_worker": 1,
+        "replica": 1,
+    }
+    return about | _of_kind(model)
+
+
+def listing(model: ModelStatus, address: str) -> dict[str, Any]:
+    """One row of ``GET /v1/models``. RAGFlow and Dify look at nothing here but id, type and limits; Xinference's own
+    tests at ``owned_by``."""
+    head = {"id": model.uid, "object": "model", "created": int(model.created), "owned_by": "xinference"}
+    return head | description(model, address)
+
+
+def model_name(model: ModelStatus) -> str:
+    """The name it was launched by, else its folder's."""
+    return model.spec.name or (model.facts.name if model.facts else model.uid)
+
+
+def abilities(model: ModelStatus) -> list[str]:
+    """ "chat" without "generate", which Dify's helper would prefer; not "tools" while calls are not parsed back."""
+    kind = model.facts.kind if model.facts else model.spec.kind
+    if kind == "chat":
+        return ["chat"] if model.facts is None or model.facts.chat_template else ["generate"]
+    return ABILITIES.get(kind or "", [])
+
+
+def size_in_billions(parameters: int) -> int | str:
+    """Xinference's way to write a size: 4, or ``"1_7"``, ``"0_6"``, ``"0_135"``."""
+    billions = parameters / 1e9
+    if billions >= 0.95 and abs(billions - round(billions)) < 0.1:
+        return round(billions)
+    digits = f"{billions:.1f}" if billions >= 0.195 else f"{billions:.3f}"
+    return digits.replace(".", "_")
+
+
+def _of_kind(model: ModelStatus) -> dict[str, Any]:
+    facts = model.facts
+    assert facts is not None
+    if facts.kind == "embedding":
+        return {"dimensions": facts.dimensions, "language": []}
+    if facts.kind == "rerank":
+        return {"type": "normal", "language": [], "rerank_method": facts.rerank_method}
+    asked = model.spec.size_in_billions
+    return {
+        "model_lang": [],
+        "model_family": model_name(model),
+        "model_size_in_billions": asked.replace(".", "_") if asked else size_in_billions(facts.parameters),
+        "multimodal_projector": None,
+        "revision": None,
+        "strict_system_first": False,
+    }

@@ -1,0 +1,227 @@
+"""Xinference's REST: launch, list, describe, terminate, and what its clients and command line ask on the way.
+
+Where Xinference has a convention of its own it is kept: an unknown uid is 400 on routes that manage models (and 404 on
+those that use them), a model that is not ready is 503 with Retry-After, and failed models stay among the instances.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.responses import Response
+
+from lodger import __version__
+from lodger.api.bodies import json_response
+from lodger.api.context import OptionsDep, ServiceDep
+from lodger.api.describe import abilities, description, listing, model_name
+from lodger.api.errors import error_response
+from lodger.api.launching import KINDS, LaunchRequest
+from lodger.api.security import AdminOnly
+from lodger.errors import InvalidRequest, ModelFailed, ModelLoading, UnknownModel
+from lodger.service import ModelStatus, Service
+
+router = APIRouter(tags=["xinference"])
+
+_STATUSES = {
+    "loading": "CREATING",
+    "ready": "READY",
+    "restarting": "UPDATING",
+    "failed": "ERROR",
+    "stopping": "TERMINATING",
+}
+_SERVING = ("ready", "restarting")
+
+
+@router.get("/v1/cluster/auth", summary="Whether a key is wanted")
+async def cluster_auth(options: OptionsDep) -> Response:
+    return json_response({"auth": options.api_key is not None})
+
+
+@router.get("/v1/models", summary="Models that serve")
+async def list_models(service: ServiceDep, options: OptionsDep) -> Response:
+    rows = [listing(model, options.address) for model in service.models() if model.state in _SERVING]
+    return json_response({"object": "list", "data": rows})
+
+
+@router.post("/v1/models", summary="Launch a model", dependencies=[AdminOnly])
+async def launch(body: LaunchRequest, service: ServiceDep, wait_ready: bool = True) -> Response:
+    spec = body.spec({model.uid for model in service.models()})
+    status = await service.launch(spec, wait=wait_ready)
+    return json_response({"model_uid": status.uid, "notes": list(status.spec.notes)})
+
+
+@router.get("/v1/models/instances", summary="Every model that was asked for, failed ones too")
+async def instances(service: ServiceDep, options: OptionsDep, model_name: str = "", model_uid: str = "") -> Response:
+    found = [model for model in service.models() if _matches(model, model_name, model_uid)]
+    return json_response([_instance(model, options.address) for model in found])
+
+
+@router.get("/v1/models/{uid}", summary="Describe a model")
+async def describe(uid: str, service: ServiceDep, options: OptionsDep) -> Response:
+    try:
+        model = service.model(uid)
+    except UnknownModel as error:
+        return error_response(_unknown(uid, error), status=400)
+    if model.state == "failed":
+        reason = model.error.message if model.error else "its worker gave no reason"
+        raise ModelFailed(f"Model {uid} failed: {reason}", hint=model.error.hint if model.error else None)
+    if model.state not in _SERVING:
+        raise ModelLoading(f"Model {uid} is {model.state} ({model.progress:.0%}).", retry_after=30)
+    return json_response({"id": uid} | description(model, options.address))
+
+
+@router.delete("/v1/models/{uid}", summary="Terminate a model", dependencies=[AdminOnly])
+async def terminate(uid: str, service: ServiceDep) -> Response:
+    try:
+        await service.terminate(uid)
+    except UnknownModel as error:
+        return error_response(_unknown(uid, error), status=400)
+    return json_response(None)
+
+
+@router.post("/v1/models/{uid}/cancel", summary="Give up a launch", dependencies=[AdminOnly])
+async def cancel(uid: str, service: ServiceDep) -> Response:
+    if _state(service, uid) != "loading":
+        raise InvalidRequest(f"Model {uid} is not being launched.")
+    await service.terminate(uid)
+    return json_response(None)
+
+
+@router.get("/v1/models/{uid}/progress", summary="How far a launch is")
+async def progress(uid: str, service: ServiceDep) -> Response:
+    found = [model for model in service.models() if model.uid == uid]
+    done = 1.0 if found and found[0].state in _SERVING else found[0].progress if found else 0.0
+    stage = "launching" if found else "pending"
+    return json_response({"progress": done, "stage": stage, "download_files": [], "replicas": []})
+
+
+@router.get("/v1/models/{uid}/replicas", summary="The one copy of a model")
+async def replicas(uid: str, service: ServiceDep, options: OptionsDep) -> Response:
+    found = [model for model in service.models() if model.uid == uid]
+    return json_response([_replica(model, options.address) | {"model_address": options.address} for model in found])
+
+
+@router.get("/v1/models/{uid}/events", summary="What happened to a model")
+async def events(uid: str, service: ServiceDep) -> Response:
+    return json_response([event for model in service.models() if model.uid == uid for event in _events(model)])
+
+
+@router.get("/v1/model_registrations/{model_type}", summary="Names of the models that were launched")
+async def registrations(model_type: str, service: ServiceDep) -> Response:
+    if model_type not in KINDS:
+        raise InvalidRequest(f"Unsupported model type: {model_type}", param="model_type")
+    kind = KINDS[model_type]
+    names = {model_name(model) for model in service.models() if model.facts and model.facts.kind == kind}
+    return json_response([{"model_name": name, "is_builtin": False} for name in sorted(names)])
+
+
+@router.get("/v1/address", summary="Where this is")
+async def address(options: OptionsDep) -> Response:
+    return json_response(options.address)
+
+
+@router.get("/v1/supervisor", summary="Where this is")
+async def supervisor(options: OptionsDep) -> Response:
+    return json_response({"supervisor_ip": options.address})
+
+
+@router.get("/v1/cluster/version", summary="Lodger's version")
+async def version() -> Response:
+    return json_response({"version": __version__, "full-revisionid": None})
+
+
+@router.get("/v1/cluster/devices", summary="How many GPUs serve")
+async def devices(service: ServiceDep) -> Response:
+    return json_response(sum(plan.device.kind == "cuda" for plan in (await service.status()).plan))
+
+
+@router.get("/v1/cluster/info", summary="Supervisor and worker, with the GPU's memory")
+async def cluster_info(service: ServiceDep, options: OptionsDep, detailed: bool = False) -> Response:
+    gpus = [plan.device for plan in (await service.status()).plan if plan.device.kind == "cuda"]
+    node: dict[str, Any] = {
+        "ip_address": options.address,
+        "gpu_count": len(gpus),
+        "gpu_vram_total": sum(gpu.total for gpu in gpus),
+    }
+    if detailed:
+        node |= {"gpu_vram_available": sum(gpu.free for gpu in gpus), "software_version": __version__}
+    return json_response([{"node_type": "Supervisor"} | node, {"node_type": "Worker"} | node])
+
+
+@router.get("/v1/workers", summary="What runs")
+async def workers(service: ServiceDep, options: OptionsDep) -> Response:
+    models = {f"{m.uid}-rep0": description(m, options.address) for m in service.models() if m.state in _SERVING}
+    return json_response([{"work-ip": options.address, "models": models}])
+
+
+@router.get("/status", summary="Uptime, and memory by device")
+async def status(service: ServiceDep, options: OptionsDep) -> Response:
+    now = await service.status()
+    memory = {
+        "cpu" if plan.device.kind == "cpu" else f"gpu-{plan.device.id.partition(':')[2]}": {
+            "name": plan.device.name,
+            "memory_total": plan.device.total,
+            "memory_available": plan.device.free,
+            "memory_used": plan.device.total - plan.device.free,
+        }
+        for plan in now.plan
+    }
+    uptime = int(max((worker.uptime for worker in now.workers), default=0.0))
+    return json_response({"uptime": uptime, "workers": {options.address: {"status": memory}}})
+
+
+def _matches(model: ModelStatus, name: str, uid: str) -> bool:
+    """Clients send name and uid together, or one of them, or none; a uid is enough."""
+    return model.uid == uid if uid else name in ("", model_name(model))
+
+
+def _instance(model: ModelStatus, address: str) -> dict[str, Any]:
+    return {
+        "model_name": model_name(model),
+        "model_uid": model.uid,
+        "model_version": None,
+        "model_ability": abilities(model),
+        "replica": 1,
+        "status": _STATUSES[model.state],
+        "instance_created_ts": int(model.created),
+        "n_worker": 1,
+        "replica_statuses": [_replica(model, address)],
+    }
+
+
+def _replica(model: ModelStatus, address: str) -> dict[str, Any]:
+    return {
+        "replica_id": 0,
+        "replica_model_uid": f"{model.uid}-rep0",
+        "worker_address": address,
+        "accelerators": [],
+        "status": _STATUSES[model.state],
+        "model_state": model.state,
+        "created_ts": int(model.created),
+        "error_message": _reason(model),
+        "replica_uid": None,
+        "gpu_idx": None,
+    }
+
+
+def _events(model: ModelStatus) -> list[dict[str, Any]]:
+    created = int(model.created)
+    launched = {"event_type": "INFO", "event_ts": created, "event_content": "Launch model"}
+    reason = _reason(model)
+    failed = [{"event_type": "ERROR", "event_ts": created, "event_content": reason}] if reason else []
+    return [launched, *failed]
+
+
+def _reason(model: ModelStatus) -> str | None:
+    error = model.error
+    return None if error is None else f"{error.message} {error.hint}" if error.hint else error.message
+
+
+def _state(service: Service, uid: str) -> str | None:
+    return next((model.state for model in service.models() if model.uid == uid), None)
+
+
+def _unknown(uid: str, error: UnknownModel) -> UnknownModel:
+    """In Xinference's words, which its users search for, with the uids that there are."""
+    return UnknownModel(f"Model not found in the model list, uid: {uid}.", hint=error.text)

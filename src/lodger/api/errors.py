@@ -1,0 +1,78 @@
+"""How an error looks over HTTP: one body that OpenAI's, Xinference's and Cohere's clients all read."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import msgspec
+from fastapi import Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from lodger.errors import InternalError, LodgerError, MalformedBody
+from lodger.log import request_id
+
+log = logging.getLogger(__name__)
+
+_NO_RETRY_HELPS = {413, 507}  # the OpenAI SDK repeats every 5xx unless told otherwise
+
+
+def error_value(error: LodgerError) -> dict[str, Any]:
+    """The value of ``error`` in bodies and in event streams."""
+    return {"message": error.text, "type": error.code, "code": error.code, "param": error.param}
+
+
+def error_response(error: LodgerError, *, status: int | None = None) -> Response:
+    """`error` as a response; `status` overrides its own where a dialect has another convention."""
+    status = status or error.status
+    headers = {}
+    if error.retry_after is not None:
+        headers["retry-after"] = str(error.retry_after)
+    if status == 401:
+        headers["www-authenticate"] = "Bearer"
+    if status in _NO_RETRY_HELPS:
+        headers["x-should-retry"] = "false"
+    return _render(status, error.text, error_value(error), headers)
+
+
+def answerable(error: BaseException) -> LodgerError:
+    """What the caller may see of `error`; what is not ours to show goes to the log, under the request's id."""
+    if isinstance(error, LodgerError):
+        return error
+    log.error("a request met a defect", exc_info=error)
+    return InternalError(
+        f"Lodger failed inside on request {request_id.get()}.", hint="Its log has the details under this id."
+    )
+
+
+async def on_http_exception(request: Request, error: Exception) -> Response:
+    """Unknown routes and methods, in the shape of every other error."""
+    assert isinstance(error, HTTPException)
+    codes = {404: "route_not_found", 405: "method_not_allowed"}
+    code = codes.get(error.status_code, "invalid_request")
+    texts = {
+        404: f"No route {request.method} {request.url.path[:200]}. Lodger serves chat, embeddings and rerank.",
+        405: f"{request.method} is not for {request.url.path[:200]}.",
+    }
+    text = texts.get(error.status_code, str(error.detail))
+    value = {"message": text, "type": code, "code": code, "param": None}
+    return _render(error.status_code, text, value, dict(error.headers or {}))
+
+
+async def on_invalid_body(request: Request, error: Exception) -> Response:
+    """The first field that does not fit, by name, as 400."""
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    place, *path = [str(part) for part in first["loc"]]
+    if not path:
+        return error_response(MalformedBody("The body must be a JSON object with the fields of this route."))
+    field = ".".join(path)
+    text = f"{field}: {first['msg']}" if place == "body" else f"{place} parameter {field}: {first['msg']}"
+    return error_response(MalformedBody(f"{text}.", param=path[0]))
+
+
+def _render(status: int, text: str, value: dict[str, Any], headers: dict[str, str]) -> Response:
+    body = msgspec.json.encode({"detail": text, "error": value})
+    return Response(body, status, headers, media_type="application/json")
