@@ -1,0 +1,47 @@
+"""`Detokenizer`: token ids to text as they come, never half a character."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+_UNFINISHED = "�"  # what a decoder makes of bytes that are no character, or not yet
+_LONGEST = 3  # such marks that may still become one character of four bytes
+_WINDOW, _CONTEXT = 32, 8  # tokens kept at most while a character stays unfinished, and how many of them go on
+
+
+class Detokenizer:
+    """The pieces of one generation, in order, are the decoding of all its tokens.
+
+    Only a short window is decoded at each step: the token before (decoders treat the first token differently) and those
+    after it. Exact for byte-level decoders; for others as exact as their decoding of a token with its left neighbour.
+    """
+
+    def __init__(self, decode: Callable[[Sequence[int]], str]) -> None:
+        self._decode = decode
+        self._window: list[int] = []
+        self._shown = 0  # characters of the window's text that were given out
+
+    def push(self, token_id: int) -> str:
+        """The text that this token completes, often all of its own, sometimes nothing yet."""
+        if not self._decode([token_id]):  # a special token that is not shown
+            return ""
+        self._window.append(token_id)
+        text = self._decode(self._window)
+        held = min(len(text) - len(text.rstrip(_UNFINISHED)), _LONGEST)
+        piece = text[self._shown : len(text) - held]
+        self._shown += len(piece)
+        if not held:
+            self._restart(1)
+        elif len(self._window) > _WINDOW:
+            self._restart(_CONTEXT, held)
+        return piece
+
+    def flush(self) -> str:
+        """The generation has ended: what was held back, replacement marks included."""
+        rest = self._decode(self._window)[self._shown :]
+        self._shown += len(rest)
+        return rest
+
+    def _restart(self, keep: int, held: int = 0) -> None:
+        del self._window[:-keep]
+        self._shown = max(len(self._decode(self._window)) - held, 0)
