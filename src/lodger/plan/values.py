@@ -25,6 +25,7 @@ class ModelPlan(msgspec.Struct, frozen=True, kw_only=True):
     dtype: str  # of weights and activations on the device
     budget: Budget
     kv_tokens: int = 0  # tokens that `budget.kv_cache` holds
+    notes: tuple[str, ...] = ()  # what was decided otherwise than one might expect, for a person
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,0 +1,178 @@
+"""What one model asks for: from its smallest useful grant to the most it can use.
+
+Grants of every model grow together along one scale, the level: the tokens that a chat model's KV cache holds and the
+longest text that an encoder takes. A single number for all models is what makes a plan fair and free of order.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
+from typing import NamedTuple
+
+import msgspec
+
+from lodger.budget import Budget
+from lodger.device.view import DeviceView
+from lodger.errors import Unsupported
+from lodger.plan import footprint
+from lodger.plan.values import Candidate
+
+BLOCK = 16  # tokens in one block of the KV cache
+GRAIN = 256  # levels are multiples of this many tokens
+MIN_CHAT_CONTEXT = 2048  # served at least, unless the model or the user wants less: a question with a few passages
+MIN_ENCODER_CONTEXT = 512
+ENCODER_CONTEXT = 8192  # served when nobody asks for more: a longer text makes every step's activations larger
+CALLERS, CALLER_TOKENS = 16, 4096  # a chat model's KV cache is wanted for so many sequences of so many tokens
+MIN_STEP, STEP = 512, 2048  # tokens of one step: on a tight budget, and else
+
+
+class Demand(NamedTuple):
+    """One candidate on one device, ready to be given a level."""
+
+    candidate: Candidate
+    device: DeviceView
+    dtype: str
+    shares: str | None  # uid of the model whose weights this one uses
+
+    @property
+    def uid(self) -> str:
+        return self.candidate.spec.uid
+
+    @property
+    def is_decoder(self) -> bool:
+        return self.candidate.facts.is_decoder
+
+    @property
+    def floor(self) -> int:
+        """Fewest tokens of context to serve."""
+        smallest = MIN_CHAT_CONTEXT if self.is_decoder else MIN_ENCODER_CONTEXT
+        return self.candidate.spec.context_length or min(self.candidate.facts.context_length, smallest)
+
+    @property
+    def ceiling(self) -> int:
+        """The level at which this model has all it can use. A chat model's unasked context ends there too, so that it
+        costs nothing beyond the KV cache that is wanted for CALLERS anyway."""
+        longest = self.candidate.facts.context_length
+        wanted = CALLERS * min(longest, CALLER_TOKENS) if self.is_decoder else min(longest, ENCODER_CONTEXT)
+        return max(self.floor, wanted)
+
+    def context(self, level: int) -> int:
+        """Tokens of one sequence served at `level`."""
+        longest = self.candidate.spec.context_length or self.candidate.facts.context_length
+        return min(longest, max(self.floor, min(level, self.ceiling)))
+
+    def kv_tokens(self, level: int) -> int:
+        if not self.is_decoder:
+            return 0
+        return -(-max(self.floor, min(level, self.ceiling)) // BLOCK) * BLOCK
+
+    def budget(self, level: int) -> Budget:
+        """The grant at `level`; no part of it shrinks when the level rises."""
+        facts, context = self.candidate.facts, self.context(level)
+        step = min(STEP, max(MIN_STEP, level))
+        if not self.is_decoder:
+            step = max(step, context)  # a text is never split over two steps
+        kv_tokens = self.kv_tokens(level)
+        return Budget(
+            weights=0 if self.shares else footprint.weights(facts, self.dtype),
+            kv_cache=kv_tokens * footprint.kv_bytes_per_token(facts, self.dtype),
+            activations=footprint.activations(
+                facts, self.dtype, self.device, step_tokens=step, context=context, kv_tokens=kv_tokens
+            ),
+            step_tokens=step,
+            context_length=context,
+            block_size=BLOCK,
+        )
+
+    @property
+    def smallest(self) -> Budget:
+        return self.budget(0)
+
+    @property
+    def too_small(self) -> bool:
+        """The user's own limit for this model is under its smallest grant."""
+        limit = self.candidate.spec.memory
+        return limit is not None and limit < self.smallest.total
+
+
+def demands(device: DeviceView, candidates: Iterable[Candidate]) -> tuple[Demand, ...]:
+    """One Demand for each candidate, sorted by uid.
+
+    A bi-encoder that reranks with the folder of an embedding model uses that model's weights instead of its own.
+
+    Raises:
+        Unsupported: a context longer than the model knows.
+    """
+    ordered = sorted(candidates, key=lambda candidate: candidate.spec.uid)
+    for candidate in ordered:
+        _check_context(candidate)
+    owners: dict[tuple[str, str], str] = {}
+    for candidate in ordered:
+        if candidate.facts.kind == "embedding":
+            owners.setdefault(_weights_key(device, candidate), candidate.spec.uid)
+    return tuple(
+        Demand(
+            candidate,
+            device,
+            _dtype(device, candidate),
+            owners.get(_weights_key(device, candidate)) if candidate.facts.rerank_method == "bi-encoder" else None,
+        )
+        for candidate in ordered
+    )
+
+
+def needed(device: DeviceView, wants: tuple[Demand, ...], levels: Mapping[str, int] = MappingProxyType({})) -> int:
+    """Bytes of the worker and all its models, each at its level (0, the smallest grant, where none is given)."""
+    return process(device, wants) + sum(want.budget(levels.get(want.uid, 0)).total for want in wants)
+
+
+def available(device: DeviceView, reserve: int) -> int:
+    """Bytes that our worker may hold: free now, and what it holds already, less the reserve."""
+    return device.free + device.ours - reserve
+
+
+def fits(device: DeviceView, wants: tuple[Demand, ...], reserve: int) -> bool:
+    """Whether every model can have its smallest grant."""
+    return needed(device, wants) <= available(device, reserve) and not any(want.too_small for want in wants)
+
+
+def process(device: DeviceView, wants: tuple[Demand, ...]) -> int:
+    """Bytes of the worker process; none is started for no model."""
+    if not wants:
+        return 0
+    return footprint.process(device, tuple(want.candidate.facts.vocab_size for want in wants))
+
+
+def highest(holds: Callable[[int], bool], most: int) -> int:
+    """The highest level up to `most` for which `holds`, in steps of GRAIN; 0 when it holds for none.
+
+    `holds` is true up to some level and false above it.
+    """
+    if holds(most):
+        return most
+    return GRAIN * max(0, bisect_left(range(0, most, GRAIN), True, key=lambda level: not holds(level)) - 1)
+
+
+def with_spec(candidate: Candidate, **changes: object) -> Candidate:
+    """The same candidate asked for differently."""
+    return Candidate(msgspec.structs.replace(candidate.spec, **changes), candidate.facts)
+
+
+def _dtype(device: DeviceView, candidate: Candidate) -> str:
+    return footprint.choose_dtype(device, candidate.facts, candidate.spec.dtype)
+
+
+def _weights_key(device: DeviceView, candidate: Candidate) -> tuple[str, str]:
+    return candidate.facts.path.rstrip("/"), _dtype(device, candidate)
+
+
+def _check_context(candidate: Candidate) -> None:
+    asked, longest = candidate.spec.context_length, candidate.facts.context_length
+    if asked is not None and not 1 <= asked <= longest:
+        raise Unsupported(
+            f"{candidate.spec.uid} cannot serve a context of {asked:,} tokens: the model knows 1 to {longest:,}.",
+            hint=f"Set its context_length to {longest} or less.",
+            param="context_length",
+        )

@@ -1,0 +1,106 @@
+"""Bytes that a model needs, computed from its facts. Pure arithmetic; every formula names its source.
+
+Symbols: h hidden size, i intermediate size, H attention heads, K key-value heads, D head dimension, T tokens of one
+step, C tokens of the served context, b bytes of one element.
+"""
+
+from __future__ import annotations
+
+from lodger.catalogue.facts import ModelFacts
+from lodger.device.view import DeviceView
+from lodger.units import MIB
+
+ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
+HALF = ("bfloat16", "float16")
+
+CUDA_CONTEXT = 550 * MIB  # measured 529 to 621 MiB on an H100 (driver 580, torch 2.11)
+CUBLAS = 164 * MIB  # first matrix product, same machine: workspace and kernels
+# Resident set of a worker on a CPU after one float32 and one bfloat16 forward: 391 MiB, of which torch 2.13 is 206 and
+# transformers' modelling code 140 (psutil, Linux x86-64, Python 3.11). The rest is for sockets, threads and buffers.
+WORKER_CPU = 420 * MIB
+# Resident bytes that `tokenizers` 0.23 takes for one vocabulary entry: 711 measured for a BPE of 151,936 entries with
+# its merges, 664 for a Unigram of 250,002.
+TOKENIZER_ENTRY = 720
+LOGITS_ROWS = 64  # rows of logits that the runtime holds at once: it samples more sequences in turns
+PLAIN_MLP = frozenset({"bert", "roberta", "xlm-roberta"})  # the other families' feed-forward has a gate
+
+
+def choose_dtype(device: DeviceView, facts: ModelFacts, asked: str | None) -> str:
+    """The dtype of weights and activations to plan with.
+
+    On a GPU the stored dtype when it is a half precision, else bfloat16 for decoders and float16 for encoders (which
+    need the mantissa more than the range); without bfloat16 units (compute capability under 8.0) float16. On a CPU the
+    worker measures which dtype is faster, so the plan takes float32, the upper bound of what it may choose.
+    """
+    if asked:
+        return asked
+    if device.kind == "cpu":
+        return "float32"
+    if (device.compute_capability or (8, 0)) < (8, 0):
+        return "float16"
+    stored = max(facts.stored_bytes, key=lambda name: facts.stored_bytes[name], default="float32")
+    if stored in HALF:
+        return stored
+    return "bfloat16" if facts.is_decoder else "float16"
+
+
+def weights(facts: ModelFacts, dtype: str) -> int:
+    """Bytes of the parameters on the device: each converted to `dtype`, tied tensors once."""
+    return facts.parameters * ITEMSIZE[dtype]
+
+
+def kv_bytes_per_token(facts: ModelFacts, dtype: str) -> int:
+    """2 (key and value) * layers * K * D * b; 144 KiB for Qwen3-4B in bfloat16, nothing for an encoder."""
+    if not facts.is_decoder:
+        return 0
+    return 2 * facts.layers * facts.kv_heads * facts.head_dim * ITEMSIZE[dtype]
+
+
+def activations(
+    facts: ModelFacts, dtype: str, device: DeviceView, *, step_tokens: int, context: int, kv_tokens: int
+) -> int:
+    """Peak bytes of the intermediate tensors of one step.
+
+    The larger of the two halves of a layer, for T tokens: attention 3h + 5HD + 4KD (residual, normed input, q, k, v,
+    their rotated copies and halves, the output) and feed-forward 3h + 4i, or 3h + 3i without a gate. Compared with the
+    allocations of transformers' own classes under torch's profiler (Qwen3, Llama, XLM-RoBERTa, BERT; 512 tokens): the
+    float32 peak is 3h + 3i (gated) and 3h + 2i (plain); bfloat16 on a CPU takes one more i.
+    """
+    b = ITEMSIZE[dtype]
+    h, i = facts.hidden_size, facts.intermediate_size
+    queries, keys = facts.attention_heads * facts.head_dim, facts.kv_heads * facts.head_dim
+    attention = 3 * h + 5 * queries + 4 * keys
+    feed_forward = 3 * h + (3 if facts.model_type in PLAIN_MLP else 4) * i
+    peak = step_tokens * max(attention, feed_forward) * b
+    if not facts.is_decoder:
+        return peak
+    return (
+        peak
+        + _logits(facts, b)
+        + (_cpu_attention(keys, b, step_tokens, context, kv_tokens) if device.kind == "cpu" else 0)
+    )
+
+
+def _cpu_attention(keys: int, b: int, step_tokens: int, context: int, kv_tokens: int) -> int:
+    """Workspace of a decoder's attention on a CPU. The GPU's kernels read the blocks in place and need none.
+
+    torch's CPU attention never materialises the T * C scores (measured: 2 MiB beyond the output at T = C = 2,048 and
+    32 heads, in float32 and bfloat16, causal, masked and grouped alike). What it takes is the mask of a prefill chunk
+    that continues a sequence, 1 + b bytes for each of T * C, and one layer's keys and values gathered from their
+    blocks: at most all of the cache, padded to at most twice its length.
+    """
+    return step_tokens * context * (1 + b) + 2 * (2 * kv_tokens * keys * b)
+
+
+def _logits(facts: ModelFacts, b: int) -> int:
+    """Rows of logits in b bytes, and what sampling makes of them in float32: a copy, its sorted twin and probabilities
+    (4 bytes each) and the order (8 bytes)."""
+    return LOGITS_ROWS * facts.vocab_size * (b + 4 + 4 + 4 + 8)
+
+
+def process(device: DeviceView, vocabularies: tuple[int, ...]) -> int:
+    """Bytes of the worker itself on `device`: on a GPU its context and cuBLAS; on a CPU libraries, and the tokenizer of
+    each model."""
+    if device.kind == "cuda":
+        return CUDA_CONTEXT + CUBLAS
+    return WORKER_CPU + sum(size * TOKENIZER_ENTRY for size in vocabularies)

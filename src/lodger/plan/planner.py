@@ -1,0 +1,97 @@
+"""One plan for all models of a device: who gets how many bytes, or a refusal with every number. Pure."""
+
+from __future__ import annotations
+
+from lodger.device.view import DeviceView
+from lodger.plan.demand import CALLER_TOKENS, Demand, available, demands, fits, highest, needed, process
+from lodger.plan.refusal import refusal
+from lodger.plan.values import Candidate, ModelPlan, Plan
+from lodger.units import GIB, MIB
+
+RESERVE = GIB  # left free for others on a GPU, and on a CPU unless 5 % of its RAM are less
+# KV cache of all chat models together on a CPU, unless somebody asks for longer contexts: RAM is shared with all else
+# that runs on a laptop, and its cores cannot serve more sequences than this holds.
+CPU_KV_CACHE = 512 * MIB
+
+
+def default_reserve(device: DeviceView) -> int:
+    """Bytes of `device` that stay free for others when nobody says how many."""
+    return RESERVE if device.kind == "cuda" else min(RESERVE, device.total // 20)
+
+
+def plan(device: DeviceView, candidates: tuple[Candidate, ...], *, reserve: int | None = None) -> Plan:
+    """Grants for every candidate, in the order given; the grants do not depend on that order.
+
+    Every model first gets its smallest useful grant. What is left raises all of them alike (see `lodger.plan.demand`)
+    until nobody can use more, a model meets its own `memory` limit, or the device is full.
+
+    Args:
+        reserve: bytes to leave to others; None for `default_reserve`.
+
+    Raises:
+        DoesNotFit: not even the smallest grants fit; the hint is the smallest change that makes them fit.
+        Unsupported: a context longer than its model knows.
+    """
+    kept = default_reserve(device) if reserve is None else reserve
+    wants = demands(device, candidates)
+    if not fits(device, wants, kept):
+        raise refusal(device, candidates, kept)
+    levels = _levels(device, wants, kept)
+    granted = {want.uid: _grant(want, levels[want.uid]) for want in wants}
+    return Plan(
+        device=device,
+        reserve=kept,
+        process=process(device, wants),
+        models=tuple(granted[candidate.spec.uid] for candidate in candidates),
+    )
+
+
+def _levels(device: DeviceView, wants: tuple[Demand, ...], reserve: int) -> dict[str, int]:
+    """The level of each model: the highest common one that fits, but for no model over its own top."""
+    tops = _tops(device, wants)
+
+    def at(level: int) -> dict[str, int]:
+        return {want.uid: min(level, tops[want.uid]) for want in wants}
+
+    def fitting(level: int) -> bool:
+        return needed(device, wants, at(level)) <= available(device, reserve)
+
+    return at(highest(fitting, max(tops.values(), default=0)))
+
+
+def _tops(device: DeviceView, wants: tuple[Demand, ...]) -> dict[str, int]:
+    """The highest level that each model may have, whatever is free."""
+    modest = max(want.ceiling for want in wants) if wants else 0
+    if device.kind == "cpu":
+        chats = [want for want in wants if want.is_decoder]
+        modest = highest(lambda level: sum(chat.budget(level).kv_cache for chat in chats) <= CPU_KV_CACHE, modest)
+        modest = max(modest, CALLER_TOKENS)
+    return {want.uid: _top(want, modest if want.is_decoder else want.ceiling) for want in wants}
+
+
+def _top(want: Demand, most: int) -> int:
+    limit = want.candidate.spec.memory
+    if limit is None:
+        return most
+    return highest(lambda level: want.budget(level).total <= limit, most)
+
+
+def _grant(want: Demand, level: int) -> ModelPlan:
+    return ModelPlan(
+        uid=want.uid,
+        facts=want.candidate.facts,
+        dtype=want.dtype,
+        budget=want.budget(level),
+        kv_tokens=want.kv_tokens(level),
+        notes=_notes(want, level),
+    )
+
+
+def _notes(want: Demand, level: int) -> tuple[str, ...]:
+    notes: list[str] = []
+    served, longest = want.context(level), want.candidate.facts.context_length
+    if served < longest and want.candidate.spec.context_length is None:
+        notes.append(f"serves {served:,} of the {longest:,} tokens that the model knows; context_length asks for more")
+    if want.shares:
+        notes.append(f"uses the weights of {want.shares}")
+    return tuple(notes)

@@ -1,0 +1,81 @@
+"""Formulas against numbers worked out by hand from published configurations."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+from model_facts import BGE_M3, QWEN3_4B, RERANKER, SMOLLM2
+
+from lodger.device.view import DeviceView
+from lodger.plan import footprint
+from lodger.units import GIB, KIB, MIB
+
+CPU = DeviceView(id="cpu", kind="cpu", name="RAM", total=16 * GIB, free=12 * GIB)
+GPU = DeviceView(id="cuda:0", kind="cuda", name="A100", total=80 * GIB, free=80 * GIB, compute_capability=(8, 0))
+
+
+def test_weights_are_parameters_times_itemsize() -> None:
+    assert footprint.weights(QWEN3_4B, "bfloat16") / GIB == pytest.approx(7.49, abs=0.005)
+    assert footprint.weights(BGE_M3, "float16") / GIB == pytest.approx(1.06, abs=0.005)
+    assert footprint.weights(BGE_M3, "float32") == sum(BGE_M3.stored_bytes.values())
+
+
+def test_kv_of_one_token() -> None:
+    assert footprint.kv_bytes_per_token(QWEN3_4B, "bfloat16") == 144 * KIB  # 2 * 36 layers * 8 heads * 128 * 2 bytes
+    assert footprint.kv_bytes_per_token(SMOLLM2, "float32") == 45 * KIB  # 2 * 30 * 3 * 64 * 4
+    assert footprint.kv_bytes_per_token(BGE_M3, "float16") == 0
+    assert footprint.kv_bytes_per_token(RERANKER, "float16") == 0
+
+
+def test_activations_of_an_encoder_step() -> None:
+    # 8,192 tokens of (3 * 1,024 + 3 * 4,096) numbers of 2 bytes
+    size = footprint.activations(BGE_M3, "float16", GPU, step_tokens=8192, context=8192, kv_tokens=0)
+    assert size == 8192 * 15_360 * 2 == 240 * MIB
+
+
+def test_activations_of_a_decoder_step() -> None:
+    size = footprint.activations(QWEN3_4B, "bfloat16", GPU, step_tokens=2048, context=8192, kv_tokens=8192)
+    tokens = 2048 * (3 * 2560 + 4 * 9728) * 2
+    logits = footprint.LOGITS_ROWS * 151_936 * (2 + 20)
+    assert size == tokens + logits
+
+
+def test_attention_of_a_cpu_takes_a_mask_and_gathered_blocks() -> None:
+    on_gpu, on_cpu = (
+        footprint.activations(SMOLLM2, "float32", device, step_tokens=512, context=4096, kv_tokens=8192)
+        for device in (GPU, CPU)
+    )
+    assert on_cpu - on_gpu == 512 * 4096 * 5 + 2 * 2 * 8192 * 3 * 64 * 4
+
+
+def test_wide_attention_outweighs_a_narrow_feed_forward() -> None:
+    narrow = msgspec.structs.replace(BGE_M3, intermediate_size=64)
+    size = footprint.activations(narrow, "float32", CPU, step_tokens=100, context=100, kv_tokens=0)
+    assert size == 100 * (3 + 5 + 4) * 1024 * 4
+
+
+@pytest.mark.parametrize(
+    ("facts", "stored", "capability", "chosen"),
+    [
+        (QWEN3_4B, {"bfloat16": 8}, (8, 0), "bfloat16"),
+        (QWEN3_4B, {"float16": 8, "float32": 1}, (8, 0), "float16"),
+        (QWEN3_4B, {"float32": 8}, (9, 0), "bfloat16"),
+        (BGE_M3, {"float32": 8}, (8, 6), "float16"),
+        (BGE_M3, {"bfloat16": 8}, (8, 6), "bfloat16"),
+        (QWEN3_4B, {"bfloat16": 8}, (7, 5), "float16"),
+        (QWEN3_4B, {"bfloat16": 8}, None, "bfloat16"),
+    ],
+)
+def test_dtype_on_a_gpu(facts: object, stored: dict[str, int], capability: tuple[int, int] | None, chosen: str) -> None:
+    device = msgspec.structs.replace(GPU, compute_capability=capability)
+    assert footprint.choose_dtype(device, msgspec.structs.replace(facts, stored_bytes=stored), None) == chosen
+
+
+def test_dtype_on_a_cpu_is_the_upper_bound_unless_asked() -> None:
+    assert footprint.choose_dtype(CPU, QWEN3_4B, None) == "float32"
+    assert footprint.choose_dtype(CPU, QWEN3_4B, "bfloat16") == "bfloat16"
+
+
+def test_the_worker_itself() -> None:
+    assert footprint.process(GPU, (151_936, 250_002)) == (550 + 164) * MIB
+    assert footprint.process(CPU, ()) < footprint.process(CPU, (151_936,)) < 600 * MIB

@@ -1,0 +1,213 @@
+"""What every plan promises, for any models on any device."""
+
+from __future__ import annotations
+
+import itertools
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from model_facts import BGE_M3, MINILM, QWEN3_4B, RERANKER, SMOLLM2, candidate, trio
+
+from lodger.catalogue.facts import ModelFacts
+from lodger.device.view import DeviceView
+from lodger.errors import DoesNotFit, Unsupported
+from lodger.plan.planner import CPU_KV_CACHE, default_reserve, plan
+from lodger.plan.values import Candidate, Plan
+from lodger.units import GIB, MIB
+
+BI_ENCODER = msgspec.structs.replace(MINILM, kind="rerank", rerank_method="bi-encoder")
+ALL_FACTS = [QWEN3_4B, SMOLLM2, BGE_M3, RERANKER, MINILM, BI_ENCODER]
+
+
+def gpu(free: float, total: float = 80, ours: float = 0) -> DeviceView:
+    sizes = {"total": int(total * GIB), "free": int(free * GIB), "ours": int(ours * GIB)}
+    return DeviceView(id="cuda:0", kind="cuda", name="A100", compute_capability=(8, 0), **sizes)
+
+
+def cpu(free: float, total: float = 32) -> DeviceView:
+    return DeviceView(id="cpu", kind="cpu", name="RAM", total=int(total * GIB), free=int(free * GIB))
+
+
+@st.composite
+def asked(draw: st.DrawFn, uid: str) -> Candidate:
+    facts: ModelFacts = draw(st.sampled_from(ALL_FACTS))
+    return candidate(
+        uid,
+        facts,
+        context_length=draw(st.none() | st.integers(1, min(facts.context_length, 70_000))),
+        memory=draw(st.none() | st.integers(64 * MIB, 30 * GIB)),
+        dtype=draw(st.sampled_from([None, None, "float32", "bfloat16", "float16"])),
+    )
+
+
+@st.composite
+def several(draw: st.DrawFn) -> tuple[Candidate, ...]:
+    return tuple(draw(asked(f"model-{n}")) for n in range(draw(st.integers(1, 5))))
+
+
+@st.composite
+def devices(draw: st.DrawFn) -> DeviceView:
+    total = draw(st.integers(2 * GIB, 96 * GIB))
+    free = draw(st.integers(0, total))
+    ours = draw(st.integers(0, total - free))
+    kind = draw(st.sampled_from(["cpu", "cuda"]))
+    return DeviceView(id="x", kind=kind, name="some device", total=total, free=free, ours=ours)
+
+
+reserves = st.none() | st.integers(0, 4 * GIB)
+
+
+def planned(device: DeviceView, candidates: tuple[Candidate, ...], reserve: int | None = None) -> Plan | None:
+    try:
+        return plan(device, candidates, reserve=reserve)
+    except DoesNotFit:
+        return None
+
+
+@given(devices(), several(), reserves)
+def test_never_more_than_there_is(device: DeviceView, candidates: tuple[Candidate, ...], reserve: int | None) -> None:
+    made = planned(device, candidates, reserve)
+    if made is None:
+        return
+    assert made.needed <= device.free + device.ours - made.reserve
+    assert made.left >= 0
+    assert made.needed == made.process + sum(
+        m.budget.weights + m.budget.kv_cache + m.budget.activations for m in made.models
+    )
+    for model, one in zip(made.models, candidates, strict=True):
+        assert model.uid == one.spec.uid
+        assert one.spec.memory is None or model.budget.total <= one.spec.memory
+
+
+@given(devices(), several(), reserves)
+def test_every_grant_can_serve(device: DeviceView, candidates: tuple[Candidate, ...], reserve: int | None) -> None:
+    made = planned(device, candidates, reserve)
+    for model, one in zip(made.models, candidates, strict=True) if made else ():
+        budget, longest = model.budget, one.facts.context_length
+        assert budget.context_length == one.spec.context_length or one.spec.context_length is None
+        assert min(longest, 2048 if one.facts.is_decoder else 512) <= budget.context_length or one.spec.context_length
+        assert budget.context_length <= longest
+        if one.facts.is_decoder:
+            assert model.kv_tokens >= budget.context_length
+            assert model.kv_tokens % budget.block_size == 0
+            assert budget.kv_cache % model.kv_tokens == 0
+            assert 512 <= budget.step_tokens <= 2048
+        else:
+            assert budget.kv_cache == model.kv_tokens == 0
+            assert budget.step_tokens >= budget.context_length
+
+
+@given(devices(), several(), reserves, st.randoms())
+def test_order_does_not_matter(
+    device: DeviceView, candidates: tuple[Candidate, ...], reserve: int | None, random: object
+) -> None:
+    shuffled = list(candidates)
+    random.shuffle(shuffled)  # type: ignore[attr-defined]
+    one, other = planned(device, candidates, reserve), planned(device, tuple(shuffled), reserve)
+    assert (one is None) == (other is None)
+    if one and other:
+        assert {m.uid: m for m in one.models} == {m.uid: m for m in other.models}
+        assert [m.uid for m in other.models] == [c.spec.uid for c in shuffled]
+
+
+@given(devices(), several(), reserves, st.integers(0, 16 * GIB))
+def test_more_free_memory_never_gives_less(
+    device: DeviceView, candidates: tuple[Candidate, ...], reserve: int | None, more: int
+) -> None:
+    less = planned(device, candidates, reserve)
+    larger = msgspec.structs.replace(device, free=min(device.total - device.ours, device.free + more))
+    greater = planned(larger, candidates, reserve)
+    if less is None:
+        return
+    assert greater is not None
+    for small, large in zip(less.models, greater.models, strict=True):
+        assert small.budget.total <= large.budget.total
+        assert small.budget.context_length <= large.budget.context_length
+
+
+def test_the_guides_trio_in_fourteen_gib() -> None:
+    made = plan(gpu(free=14), trio(context_length=8192))
+    chat, embedding, reranker = made.models
+    assert made.reserve == GIB
+    assert chat.dtype == "bfloat16"
+    assert chat.budget.context_length == 8192
+    assert embedding.budget.context_length == reranker.budget.context_length == 8192
+    assert 12 * GIB < made.needed <= 13 * GIB
+
+
+def test_memory_that_we_hold_already_counts_as_ours() -> None:
+    assert plan(gpu(free=4, ours=10), trio()).models == plan(gpu(free=14), trio()).models
+
+
+def test_a_card_of_its_own_is_not_eaten() -> None:
+    made = plan(gpu(free=80), trio())
+    assert made.models[0].kv_tokens == 16 * 4096
+    assert made.left > 55 * GIB
+
+
+def test_a_laptop_is_not_eaten() -> None:
+    made = plan(cpu(free=28), (candidate("chat", SMOLLM2), candidate("embedding", MINILM)))
+    assert made.models[0].budget.kv_cache <= CPU_KV_CACHE
+    assert made.models[0].budget.context_length == 8192
+    assert made.needed < 2 * GIB
+
+
+def test_chat_models_on_a_cpu_share_the_modest_cache() -> None:
+    made = plan(cpu(free=28), tuple(candidate(f"chat-{n}", SMOLLM2) for n in range(2)))
+    assert sum(model.budget.kv_cache for model in made.models) <= CPU_KV_CACHE
+
+
+def test_a_long_own_context_is_served_in_part_with_a_note() -> None:
+    chat = plan(gpu(free=14), trio()).models[0]
+    assert 8192 <= chat.budget.context_length < QWEN3_4B.context_length
+    assert f"serves {chat.budget.context_length:,} of the 262,144 tokens" in chat.notes[0]
+
+
+def test_a_context_that_was_asked_for_is_never_cut() -> None:
+    with pytest.raises(DoesNotFit):
+        plan(gpu(free=14), trio(context_length=65_536))
+
+
+def test_a_context_that_the_model_does_not_know_is_refused() -> None:
+    with pytest.raises(Unsupported, match=r"embedding cannot serve a context of 9,000 tokens: .* 1 to 8,192"):
+        plan(gpu(free=80), (candidate("embedding", BGE_M3, context_length=9000),))
+
+
+def test_a_limit_caps_one_model_and_leaves_the_rest_to_others() -> None:
+    free, capped = plan(gpu(free=80), trio()), plan(gpu(free=80), trio(memory=9 * GIB))
+    assert capped.models[0].budget.total <= 9 * GIB < free.models[0].budget.total
+    assert capped.models[1:] == free.models[1:]
+
+
+def test_a_bi_encoder_reranker_uses_the_weights_of_its_embedding_model() -> None:
+    embedding, reranker = plan(cpu(free=8), (candidate("e", MINILM), candidate("r", BI_ENCODER))).models
+    assert embedding.budget.weights == 22_713_216 * 4
+    assert reranker.budget.weights == 0
+    assert reranker.notes == ("uses the weights of e",)
+    (alone,) = plan(cpu(free=8), (candidate("r", BI_ENCODER),)).models
+    assert alone.budget.weights == embedding.budget.weights
+    in_half = plan(cpu(free=8), (candidate("e", MINILM), candidate("r", BI_ENCODER, dtype="bfloat16"))).models[1]
+    assert in_half.budget.weights == 22_713_216 * 2  # another dtype is another copy
+
+
+def test_the_reserve() -> None:
+    assert default_reserve(gpu(free=80)) == GIB
+    assert default_reserve(cpu(free=1, total=64)) == GIB
+    assert default_reserve(cpu(free=1, total=4)) == 4 * GIB // 20
+    with pytest.raises(DoesNotFit):
+        plan(gpu(free=14), trio(), reserve=4 * GIB)
+
+
+def test_no_models_need_no_worker() -> None:
+    made = plan(gpu(free=14), ())
+    assert made.needed == 0
+    assert made.models == ()
+
+
+def test_grants_rise_in_every_model_alike() -> None:
+    tokens = [plan(gpu(free=f), trio()).models for f in (12, 13, 14, 20)]
+    for before, after in itertools.pairwise(tokens):
+        assert all(b.budget.context_length <= a.budget.context_length for b, a in zip(before, after, strict=True))
+        assert before[0].kv_tokens < after[0].kv_tokens

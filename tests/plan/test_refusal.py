@@ -1,0 +1,119 @@
+"""A refusal names every number, and what it advises has been tried."""
+
+from __future__ import annotations
+
+import re
+
+import msgspec
+import pytest
+from hypothesis import given
+from model_facts import BGE_M3, QWEN3_4B, RERANKER, candidate, trio
+from test_planner import cpu, devices, gpu, planned, reserves, several
+
+from lodger.device.view import DeviceView, Neighbour
+from lodger.errors import DoesNotFit
+from lodger.plan.planner import default_reserve, plan
+from lodger.plan.remedies import remedy
+from lodger.plan.values import Candidate
+from lodger.units import GIB, parse_size
+
+
+def refused(device: DeviceView, candidates: tuple[Candidate, ...], reserve: int | None = None) -> DoesNotFit:
+    with pytest.raises(DoesNotFit) as caught:
+        plan(device, candidates, reserve=reserve)
+    return caught.value
+
+
+@given(devices(), several(), reserves)
+def test_what_is_advised_really_fits(
+    device: DeviceView, candidates: tuple[Candidate, ...], reserve: int | None
+) -> None:
+    kept = default_reserve(device) if reserve is None else reserve
+    if planned(device, candidates, kept) is not None:
+        return
+    advice = remedy(device, candidates, kept)
+    assert refused(device, candidates, kept).hint == advice.text
+    changed = plan(advice.device, advice.candidates, reserve=advice.reserve)
+    assert changed.left >= 0
+    assert (advice.device, advice.candidates, advice.reserve) != (device, candidates, kept)
+
+
+def test_the_message_has_every_number() -> None:
+    neighbours = (Neighbour(4211, 60 * GIB, "alice", "python"), Neighbour(77, None))
+    device = msgspec.structs.replace(gpu(free=11.5), neighbours=neighbours)
+    said = refused(device, trio(context_length=8192)).message
+    for part in [
+        "bge-m3-local, bge-reranker-v2-m3-local and qwen3-4b-chat-local need at least 11.70 GiB",
+        "1.20 GiB more than there are",
+        "A100 has 80.00 GiB, 11.50 GiB free, 68.50 GiB held by others",
+        "pid 4211 (alice, python) 60.00 GiB",
+        "pid 77 size unknown",
+        "1.00 GiB kept as reserve",
+        "weights 7.49 GiB, KV cache 1.12 GiB (8,192 tokens)",
+        "worker process 0.70 GiB",
+    ]:
+        assert part in said, part
+    assert "\n" not in said
+
+
+def test_first_a_smaller_context() -> None:
+    hint = refused(gpu(free=14), trio(context_length=32_768)).hint or ""
+    found = re.fullmatch(r"Set context_length of qwen3-4b-chat-local to (\d+)\.", hint)
+    assert found
+    longest = int(found[1])
+    assert planned(gpu(free=14), trio(context_length=longest))
+    assert not planned(gpu(free=14), trio(context_length=longest + 256))  # not smaller than it must be
+
+
+def test_then_a_smaller_reserve() -> None:
+    hint = refused(gpu(free=11.5), trio()).hint or ""
+    found = re.fullmatch(r"Lower the reserve from 1.00 GiB to (.+)\.", hint)
+    assert found
+    assert planned(gpu(free=11.5), trio(), parse_size(found[1]))
+
+
+def test_then_the_dtype_of_the_files_on_a_cpu() -> None:
+    hint = refused(cpu(free=12, total=16), (candidate("chat", QWEN3_4B),)).hint
+    assert hint == "Set dtype of chat to bfloat16, as the files store it."
+
+
+def test_then_ranking_by_the_embedding_model() -> None:
+    hint = refused(gpu(free=11), trio()).hint
+    assert hint == (
+        "Let bge-reranker-v2-m3-local rank by the vectors of bge-m3-local: kind rerank, with that model's folder."
+    )
+
+
+def test_then_several_of_these_together() -> None:
+    hint = refused(gpu(free=11), trio(context_length=8192)).hint or ""
+    assert re.fullmatch(r"Let bge-reranker-v2-m3-local rank by .*\. Set context_length of qwen\S+ to \d+\.", hint)
+
+
+def test_then_fewer_models_or_waiting() -> None:
+    hint = refused(gpu(free=9.75), (candidate("chat", QWEN3_4B), candidate("reranker", RERANKER))).hint
+    assert hint == "Leave out reranker (1.07 GiB). Or wait until 1.04 GiB more are free, then try again."
+
+
+def test_then_waiting_while_others_hold_enough() -> None:
+    hint = refused(gpu(free=5), (candidate("chat", QWEN3_4B),)).hint
+    assert hint == "Wait until 4.72 GiB more are free, then try again."
+
+
+def test_at_last_a_larger_device() -> None:
+    hint = refused(gpu(free=8, total=8), (candidate("chat", QWEN3_4B),), reserve=GIB).hint
+    assert hint == "Use smaller models or a device of at least 9.72 GiB."
+
+
+def test_a_limit_of_the_users_own_is_named_and_raised() -> None:
+    error = refused(gpu(free=80), trio(memory=8 * GIB))
+    assert "qwen3-4b-chat-local needs at least 8.02 GiB, over its memory limit of 8.00 GiB." in error.message
+    assert error.hint == "Raise memory of qwen3-4b-chat-local to 8.25 GiB."
+
+
+def test_a_bge_trio_without_chat_gives_the_encoders_a_shorter_context() -> None:
+    encoders = (
+        candidate("e", BGE_M3, context_length=8192),
+        candidate("r", RERANKER, context_length=8192),
+    )
+    hint = refused(gpu(free=4), encoders).hint or ""
+    assert re.fullmatch(r"Set context_length of e and r to \d+\.", hint)
