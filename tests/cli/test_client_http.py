@@ -4,67 +4,15 @@ from __future__ import annotations
 
 import json
 import socket
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from scripted_http import Scripted, free_port
 
 from lodger.client import Client, ServerRecord, is_loopback, running_server
 from lodger.errors import ConfigProblem, DoesNotFit, KeyRequired, LodgerError, NotReady, NotRunning
 from lodger.paths import Home
 from lodger.process import Identity
 from lodger.spec import ModelSpec
-
-
-class Scripted(ThreadingHTTPServer):
-    """Answers every request with `reply` and keeps what came."""
-
-    daemon_threads = True
-    reply: tuple[int, dict[str, str], bytes] = (200, {}, b"null")
-    seen: list[tuple[str, str, dict[str, str], bytes]]
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Scripted
-
-    def do_GET(self) -> None:
-        body = self.rfile.read(int(self.headers.get("content-length", 0)))
-        headers = {name.lower(): value for name, value in self.headers.items()}
-        self.server.seen.append((self.command, self.path, headers, body))
-        status, headers, answer = self.server.reply
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.send_header("content-length", str(len(answer)))
-        self.end_headers()
-        self.wfile.write(answer)
-
-    do_POST = do_DELETE = do_GET  # noqa: N815
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-@pytest.fixture
-def server() -> Iterator[Scripted]:
-    with Scripted(("127.0.0.1", 0), Handler) as scripted:
-        scripted.seen = []
-        thread = threading.Thread(target=scripted.serve_forever, args=(0.01,))
-        thread.start()
-        yield scripted
-        scripted.shutdown()
-        thread.join()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def test_requests_go_to_the_admin_routes_with_the_key(server: Scripted) -> None:
