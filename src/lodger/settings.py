@@ -32,6 +32,11 @@ def read_settings(*, home: str | None = None, endpoint: str | None = None, api_k
     )
 
 
+def environment_with(extra: dict[str, str]) -> dict[str, str]:
+    """Our environment with `extra` on top."""
+    return {**os.environ, **extra}
+
+
 def child_environment(extra: dict[str, str]) -> dict[str, str]:
     """The environment of a child process: ours with `extra` on top, offline for every hub library."""
-    return {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", **extra}
+    return environment_with({"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", **extra})
