@@ -27,7 +27,7 @@ from typing import IO
 import msgspec
 
 from lodger.errors import SetupProblem
-from lodger.settings import child_environment
+from lodger.settings import child_environment, environment_with
 
 _PR_SET_PDEATHSIG = 1
 _GONE = -1  # the start time of a process that was over before we could read it: equal to nobody's
@@ -167,8 +167,11 @@ def run_module(module: str, args: list[str], *, report: Callable[[str], None]) -
     raise SetupProblem(f"{module} {ended(process.returncode)}: {' | '.join(said) or 'it said nothing'}")
 
 
-def spawn_detached(args: list[str], log_path: Path) -> Identity:
-    """Start `python ARGS` in a session of its own that outlives us, its output appended to `log_path`."""
+def spawn_detached(args: list[str], log_path: Path, *, extra: dict[str, str]) -> Identity:
+    """Start `python ARGS` in a session of its own that outlives us, its output appended to `log_path`.
+
+    `extra` goes into its environment: what must not be seen in a list of processes, such as a key.
+    """
     with _append(log_path) as output:
         process = subprocess.Popen(
             [sys.executable, *args],
@@ -176,6 +179,7 @@ def spawn_detached(args: list[str], log_path: Path) -> Identity:
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            env=environment_with({"PYTHONSAFEPATH": "1", **extra}),
         )
     process.returncode = 0  # it is nobody's to wait for, and Popen would warn about that
     return identity(process.pid) or Identity(process.pid, _GONE)
