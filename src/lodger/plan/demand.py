@@ -64,12 +64,16 @@ class Demand(NamedTuple):
         return min(longest, max(self.floor, min(level, self.ceiling)))
 
     def kv_tokens(self, level: int) -> int:
+        if self.candidate.held is not None:
+            return self.candidate.held.kv_tokens
         if not self.is_decoder:
             return 0
         return -(-max(self.floor, min(level, self.ceiling)) // BLOCK) * BLOCK
 
     def budget(self, level: int) -> Budget:
-        """The grant at `level`; no part of it shrinks when the level rises."""
+        """The grant at `level`; no part of it shrinks when the level rises, and none of a loaded model's changes."""
+        if self.candidate.held is not None:
+            return self.candidate.held.budget
         facts, context = self.candidate.facts, self.context(level)
         step = min(STEP, max(MIN_STEP, level))
         if not self.is_decoder:
@@ -94,7 +98,7 @@ class Demand(NamedTuple):
     def too_small(self) -> bool:
         """The user's own limit for this model is under its smallest grant."""
         limit = self.candidate.spec.memory
-        return limit is not None and limit < self.smallest.total
+        return limit is not None and limit < self.smallest.total and self.candidate.held is None
 
 
 def demands(device: DeviceView, candidates: Iterable[Candidate]) -> tuple[Demand, ...]:

@@ -77,6 +77,8 @@ def _top(want: Demand, most: int) -> int:
 
 
 def _grant(want: Demand, level: int) -> ModelPlan:
+    if want.candidate.held is not None:
+        return want.candidate.held
     return ModelPlan(
         uid=want.uid,
         facts=want.candidate.facts,

@@ -15,6 +15,7 @@ class Candidate(msgspec.Struct, frozen=True):
 
     spec: ModelSpec
     facts: ModelFacts
+    held: ModelPlan | None = None  # of a model that is loaded: it keeps what it was granted
 
 
 class ModelPlan(msgspec.Struct, frozen=True, kw_only=True):
