@@ -1,0 +1,75 @@
+"""`KVCache`: keys and values of every layer in blocks, so that sequences of any length share one allocation."""
+
+from __future__ import annotations
+
+import mmap
+
+import torch
+
+from lodger.budget import Budget
+from lodger.catalogue.facts import ModelFacts
+from lodger.errors import OutOfMemory
+from lodger.units import gib
+
+
+class KVCache:
+    """Paged keys and values, shape [layers, 2, blocks, block_size, kv_heads, head_dim].
+
+    Which block belongs to whom is decided elsewhere (`lodger.sched`); here are only the tensors.
+    """
+
+    def __init__(
+        self, facts: ModelFacts, blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        shape = (facts.layers, 2, blocks, block_size, facts.kv_heads, facts.head_dim)
+        self.tensor = _zeros(shape, dtype, device)
+        self.block_size = block_size
+        self.blocks = blocks
+        self._layers = [layer.flatten(1, 2) for layer in self.tensor]  # each [2, slots, kv_heads, head_dim]
+
+    @property
+    def nbytes(self) -> int:
+        return self.tensor.numel() * self.tensor.element_size()
+
+    def write(self, layer: int, slots: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Store [T, kv_heads, head_dim] of each at `slots` [T]."""
+        cache = self._layers[layer]
+        cache[0].index_copy_(0, slots, keys)
+        cache[1].index_copy_(0, slots, values)
+
+    def gather(self, layer: int, table: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of `table` [N, B], each [N, B * block_size, kv_heads, head_dim]."""
+        found = self.tensor[layer].index_select(1, table.flatten()).view(2, len(table), -1, *self.tensor.shape[-2:])
+        return found[0], found[1]
+
+
+def block_bytes(facts: ModelFacts, block_size: int, dtype: torch.dtype) -> int:
+    """Bytes of one block in all layers: 2 (keys, values) x layers x kv_heads x head_dim x block_size x itemsize."""
+    return 2 * facts.layers * facts.kv_heads * facts.head_dim * block_size * dtype.itemsize
+
+
+def allocate(facts: ModelFacts, budget: Budget, dtype: torch.dtype, device: torch.device) -> KVCache:
+    """As many blocks as the budget's `kv_cache` bytes hold.
+
+    Raises:
+        OutOfMemory: not even one block fits.
+    """
+    size = block_bytes(facts, budget.block_size, dtype)
+    blocks = budget.kv_cache // size
+    if not blocks:
+        raise OutOfMemory(
+            f"the KV cache has {gib(budget.kv_cache)}, and one block of {budget.block_size} tokens needs {gib(size)}.",
+            hint="Give this model more memory.",
+        )
+    return KVCache(facts, blocks, budget.block_size, dtype, device)
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Zeros; in RAM as untouched anonymous pages, so that a cache costs only what has been used of it.
+
+    Zeros and not merely empty: masked keys still enter a product with 0, and 0 x NaN is NaN.
+    """
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    count = torch.Size(shape).numel()
+    return torch.frombuffer(mmap.mmap(-1, count * dtype.itemsize), dtype=dtype).view(shape)

@@ -1,0 +1,106 @@
+"""The layers that hold most of a model's bytes, in the form that their device computes fastest with.
+
+On a CPU a weight is reordered once for the library that will multiply with it, and the original is let go: oneDNN for
+float32 and bfloat16, FBGEMM for weights in float16 with arithmetic in float32 (half the bytes to read for each token).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch.nn.functional import embedding, linear
+
+from lodger.runtime.precision import Precision
+
+PACKED_FOR_ROWS = 16  # rows of input that oneDNN's reordering has in mind: between a decode step and a short prompt
+
+
+class OneDnnLinear(torch.nn.Module):
+    """x @ weight.T + bias with a weight in oneDNN's blocked layout."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        super().__init__()
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), PACKED_FOR_ROWS)
+        self.bias = bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+        return out
+
+
+class HalfLinear(torch.nn.Module):
+    """x @ weight.T + bias in float32 with a weight kept in float16, by FBGEMM."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        super().__init__()
+        self.packed = torch.ops.quantized.linear_prepack_fp16(weight.float(), bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = torch.ops.quantized.linear_dynamic_fp16(x, self.packed)
+        return out
+
+
+class PlainLinear(torch.nn.Module):
+    """x @ weight.T + bias by whatever torch has for the device."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        super().__init__()
+        self.weight, self.bias = weight, bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return linear(x, self.weight, self.bias)
+
+
+class Lookup(torch.nn.Module):
+    """Rows of a table, given in the dtype that the model computes in."""
+
+    def __init__(self, table: torch.Tensor, compute: torch.dtype) -> None:
+        super().__init__()
+        self.weight, self.compute = table, compute
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return embedding(ids, self.weight).to(self.compute)
+
+
+def half_weights_served() -> bool:
+    """Whether this torch has FBGEMM, so that a CPU can compute with float16 weights."""
+    return "fbgemm" in torch.backends.quantized.supported_engines
+
+
+class Placement:
+    """Turns stored tensors into layers on one device in one precision, and counts the bytes read and held."""
+
+    def __init__(self, device: torch.device, precision: Precision, on_read: Callable[[int], None]) -> None:
+        self.device, self.precision = device, precision
+        self.held = 0  # bytes
+        self._on_read = on_read
+
+    def tensor(self, stored: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """A copy on the device, so that the file behind `stored` is not needed any more."""
+        placed = torch.empty(stored.shape, dtype=dtype or self.precision.compute, device=self.device).copy_(stored)
+        self._on_read(stored.nbytes)
+        self.held += placed.nbytes
+        return placed
+
+    def lookup(self, table: torch.Tensor) -> Lookup:
+        return Lookup(self.tensor(table, self.precision.weights), self.precision.compute)
+
+    def linear(self, weights: list[torch.Tensor], biases: list[torch.Tensor | None]) -> torch.nn.Module:
+        """One product for several with the same input: their outputs lie side by side."""
+        whole = torch.cat([weight.to(self.precision.weights) for weight in weights])
+        bias = None if biases[0] is None else torch.cat([b for b in biases if b is not None])
+        self._on_read(sum(weight.nbytes for weight in weights))
+        self.held += whole.nbytes
+        return make_linear(whole, None if bias is None else self.tensor(bias), self.device, self.precision)
+
+
+def make_linear(
+    weight: torch.Tensor, bias: torch.Tensor | None, device: torch.device, precision: Precision
+) -> torch.nn.Module:
+    """The fastest of the layers above that serves `device` and `precision`. The bias is in the compute dtype."""
+    if device.type == "cpu" and precision.weights == torch.float16:
+        return HalfLinear(weight, bias)
+    if device.type == "cpu" and torch._C._has_mkldnn:
+        return OneDnnLinear(weight, bias)
+    return PlainLinear(weight.to(device), bias)

@@ -1,0 +1,130 @@
+"""From a folder to a `Runner` that has been tested, inside its budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from lodger.catalogue.facts import ModelFacts
+from lodger.errors import DamagedWeights, OutOfMemory
+from lodger.runtime import attention, families
+from lodger.runtime.backbone import Backbone, TransformersBackbone, place
+from lodger.runtime.decoder import DenseDecoder, is_dense
+from lodger.runtime.heads import ClassifierHead, EmbeddingHead
+from lodger.runtime.layers import Placement, PlainLinear
+from lodger.runtime.precision import Precision
+from lodger.runtime.runner import Head, Runner
+from lodger.runtime.selftest import SelfTest
+from lodger.runtime.weights import Checkpoint
+from lodger.units import gib
+
+Report = Callable[[float], None]  # is told 0..1
+LM_HEAD = "lm_head.weight"
+
+
+@torch.inference_mode()
+def load_runner(
+    facts: ModelFacts, weight_budget: int, precisions: Sequence[Precision], device: torch.device, progress: Report
+) -> Runner:
+    """The model in the first of `precisions` that fits `weight_budget` bytes and passes the self-test.
+
+    Raises:
+        ModelProblem: the folder cannot be served; DamagedWeights names tensors.
+        UnknownArchitecture: packed requests would influence each other.
+        OutOfMemory: no precision fits; with both numbers.
+    """
+    checkpoint = Checkpoint(Path(facts.path))
+    stored = _stored_model(facts, checkpoint)
+    sizes = {precision: weight_bytes(stored, facts, precision) for precision in precisions}
+    fitting = [precision for precision, size in sizes.items() if size <= weight_budget]
+    if not fitting:
+        raise _too_big(facts, min(sizes, key=sizes.__getitem__), min(sizes.values()), weight_budget)
+    test = SelfTest(facts, stored)
+    for precision in fitting:
+        runner = _assemble(facts, checkpoint, precision, device, progress)
+        if test.error(runner) <= precision.tolerance:
+            return runner
+    raise test.refusal(runner)
+
+
+def weight_bytes(model: PreTrainedModel, facts: ModelFacts, precision: Precision) -> int:
+    """Bytes of the weights on the device. An output projection that cannot use the embedding's table counts as well."""
+    elements = sum(parameter.numel() for parameter in model.parameters())
+    if facts.is_decoder and not (facts.tied_embeddings and _one_table(precision)):
+        elements += facts.vocab_size * facts.hidden_size
+    return elements * precision.weights.itemsize
+
+
+def _one_table(precision: Precision) -> bool:
+    """Whether the output projection can multiply with the very table that tokens are looked up in."""
+    return precision.weights == precision.compute
+
+
+def _stored_model(facts: ModelFacts, checkpoint: Checkpoint) -> PreTrainedModel:
+    model = families.build(facts)
+    checkpoint.fill(model)
+    if facts.is_decoder and not facts.tied_embeddings and LM_HEAD not in checkpoint.tensors:
+        raise DamagedWeights(f"the weights lack {LM_HEAD}, and config.json does not tie it to the embedding.")
+    return model
+
+
+def _assemble(
+    facts: ModelFacts, checkpoint: Checkpoint, precision: Precision, device: torch.device, progress: Report
+) -> Runner:
+    model = _stored_model(facts, checkpoint)
+    placement = Placement(device, precision, _reporter(model, progress))
+    lm_head: torch.nn.Module | None = None
+    head: Head | None = None
+    backbone: Backbone
+    if facts.is_decoder and is_dense(model):
+        backbone = DenseDecoder(model, placement)
+        lm_head = _lm_head(facts, checkpoint, backbone.embed, placement)
+    else:
+        place(model, placement)
+        backbone = TransformersBackbone(model.base_model, takes_token_types=not facts.is_decoder)
+        if facts.is_decoder:
+            lm_head = _lm_head(facts, checkpoint, model.get_input_embeddings(), placement)
+        else:
+            head = _encoder_head(facts, model)
+    attending = attention.choose(device)
+    return Runner(facts, device, precision, attending, backbone, placement.held, lm_head=lm_head, head=head)
+
+
+def _lm_head(
+    facts: ModelFacts, checkpoint: Checkpoint, table: torch.nn.Module, placement: Placement
+) -> torch.nn.Module:
+    """Hidden states -> logits."""
+    weight = table.weight if facts.tied_embeddings else checkpoint.tensors[LM_HEAD]
+    assert isinstance(weight, torch.Tensor)
+    if facts.tied_embeddings and _one_table(placement.precision):
+        return PlainLinear(weight, None)
+    return placement.linear([weight], [None])
+
+
+def _encoder_head(facts: ModelFacts, model: PreTrainedModel) -> Head:
+    if facts.rerank_method == "cross-encoder":
+        return ClassifierHead(model)
+    return EmbeddingHead(facts.pooling or "mean", facts.normalize)
+
+
+def _reporter(model: PreTrainedModel, progress: Report) -> Callable[[int], None]:
+    """Bytes read, one tensor after the other, as a fraction of all."""
+    total = sum(parameter.nbytes for parameter in model.parameters())
+    done = 0
+
+    def read(size: int) -> None:
+        nonlocal done
+        done += size
+        progress(min(done / total, 1.0))
+
+    return read
+
+
+def _too_big(facts: ModelFacts, precision: Precision, needed: int, granted: int) -> OutOfMemory:
+    return OutOfMemory(
+        f"the weights of {facts.name} need {gib(needed)} in {precision.name}, and {gib(granted)} were granted.",
+        hint="Give this model more memory or choose a smaller one.",
+    )

@@ -1,0 +1,127 @@
+"""At load: our packed forward computes what transformers computes for each text alone.
+
+The reference is the model as it is stored, run in float32 by transformers with its own attention, so one comparison
+finds a family that ignores our attention, a fast path that differs, a damaged conversion and a dtype that is too
+coarse for this model. A layer's parameters exist in float32 only while it runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from lodger.catalogue.facts import ModelFacts
+from lodger.errors import UnknownArchitecture
+from lodger.runtime.attention import interface
+from lodger.runtime.kv import KVCache
+from lodger.runtime.packed import pack_items, pack_rows
+from lodger.runtime.runner import Runner
+from lodger.sched.step import Item, Row
+
+_LENGTHS = (7, 19)  # tokens of the two texts; the longer one crosses a block of the cache
+_BLOCK = 8
+
+
+class SelfTest:
+    """Two texts and the hidden states that transformers gives each of them alone.
+
+    Args:
+        model: the base model or classifier with its stored tensors assigned.
+    """
+
+    def __init__(self, facts: ModelFacts, model: PreTrainedModel) -> None:
+        self._facts = facts
+        generator = torch.Generator().manual_seed(0)
+        self._texts = [
+            torch.randint(facts.vocab_size, (min(length, facts.context_length),), generator=generator)
+            for length in _LENGTHS
+        ]
+        base: Any = model.base_model
+        base.set_attn_implementation("sdpa")
+        with _streamed_float32(base):
+            self._expected = [self._alone(base, text) for text in self._texts]
+        base.set_attn_implementation(interface.NAME)
+
+    def error(self, runner: Runner) -> float:
+        """Largest error of a token's hidden state, relative to its length, with both texts packed."""
+        found = self._generating(runner) if self._facts.is_decoder else self._encoding(runner)
+        errors = [
+            ((mine.cpu().float() - expected).norm(dim=-1) / expected.norm(dim=-1)).max()
+            for mine, expected in zip(found, self._expected, strict=True)
+        ]
+        return float(torch.stack(errors).max().nan_to_num(torch.inf))
+
+    def refusal(self, runner: Runner) -> UnknownArchitecture:
+        return UnknownArchitecture(
+            f"{self._facts.name} failed its self-test in {runner.precision.name}: two texts in one forward differ from "
+            f"each alone by {self.error(runner):.1e} (at most {runner.precision.tolerance:.0e}).",
+            hint="Try dtype float32; if it fails too, this model cannot be served.",
+        )
+
+    def _alone(self, base: Any, text: torch.Tensor) -> torch.Tensor:
+        offset = self._facts.position_offset
+        inputs: dict[str, Any] = {
+            "input_ids": text[None],
+            "position_ids": torch.arange(offset, offset + len(text))[None],
+        }
+        if not self._facts.is_decoder:
+            inputs["token_type_ids"] = torch.zeros_like(text)[None]
+        hidden: torch.Tensor = base(**inputs, return_dict=False)[0]
+        return hidden[0]
+
+    def _encoding(self, runner: Runner) -> list[torch.Tensor]:
+        items = [Item(0, index, tuple(text.tolist())) for index, text in enumerate(self._texts)]
+        batch = pack_items(items, self._facts.position_offset, runner.device)
+        return list(runner.hidden(batch).split_with_sizes([len(text) for text in self._texts]))
+
+    def _generating(self, runner: Runner) -> list[torch.Tensor]:
+        """In two steps over a KV cache: fresh chunks; then one token of the one beside the rest of the other."""
+        wide = -(-max(map(len, self._texts)) // _BLOCK)
+        cache = KVCache(self._facts, wide * len(self._texts), _BLOCK, runner.precision.compute, runner.device)
+        cuts = [len(self._texts[0]) - 1, len(self._texts[1]) // 2]
+        parts: list[list[torch.Tensor]] = [[] for _ in self._texts]
+        for step in (0, 1):
+            rows = []
+            for n, text in enumerate(self._texts):
+                start, end = (0, cuts[n]) if step == 0 else (cuts[n], len(text))
+                blocks = tuple(range(n * wide, (n + 1) * wide))
+                rows.append(Row(n, tuple(text[start:end].tolist()), start, blocks, step == 1))
+            hidden = runner.hidden(pack_rows(rows, _BLOCK, runner.device), cache)
+            for part, own in zip(parts, hidden.split_with_sizes([len(row.tokens) for row in rows]), strict=True):
+                part.append(own)
+        return [torch.cat(part) for part in parts]
+
+
+@contextmanager
+def _streamed_float32(model: torch.nn.Module) -> Iterator[None]:
+    """Modules compute in float32 whatever their parameters are stored in, and convert them only for that moment.
+
+    Of an embedding the rows are converted that were looked up, not the table.
+    """
+    stored: dict[torch.nn.Module, dict[str, Any]] = {}
+
+    def widen(module: torch.nn.Module, _: Any) -> None:
+        stored[module] = dict(module._parameters)
+        for name, parameter in stored[module].items():
+            if parameter is not None:
+                module._parameters[name] = torch.nn.Parameter(parameter.float(), requires_grad=False)
+
+    def restore(module: torch.nn.Module, _: Any, __: Any) -> None:
+        module._parameters.update(stored.pop(module))
+
+    handles = []
+    for module in model.modules():
+        if isinstance(module, torch.nn.Embedding):
+            handles.append(module.register_forward_hook(lambda _, __, rows: rows.float()))
+        elif module._parameters:
+            handles.append(module.register_forward_pre_hook(widen))
+            handles.append(module.register_forward_hook(restore))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,116 @@
+"""A folder's tensors, mapped into memory and not read until something is made of them."""
+
+from __future__ import annotations
+
+import mmap
+import re
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from lodger.catalogue.safetensors_header import StoredTensor, read_folder
+from lodger.errors import DamagedWeights
+
+# Tensors that published checkpoints hold and that no forward here uses: buffers, and heads of other tasks.
+_UNUSED = re.compile(r"(^|\.)(position_ids|token_type_ids|inv_freq|masked_bias)$|(^|\.)pooler\.|^lm_head\.|^cls\.")
+_OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
+
+
+class Checkpoint:
+    """Every tensor of a folder by name, in its stored dtype, as a view of the file.
+
+    Nothing is read and no memory is held until a view is used; dropping the checkpoint unmaps the files.
+
+    Raises:
+        FolderWithoutWeights, DamagedWeights.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        stored = read_folder(folder)
+        files = {name: _map(folder / name) for name in {tensor.file for tensor in stored.values()}}
+        self.tensors = {_modern(name): _view(files[tensor.file], tensor) for name, tensor in stored.items()}
+
+    def fill(self, model: PreTrainedModel) -> None:
+        """Make every parameter of `model` the view of its tensor, and compute its buffers.
+
+        An output projection beside the base model (`lm_head.weight`) stays in `tensors`, for whoever wants it.
+
+        Raises:
+            DamagedWeights: names tensors that are missing, of another shape, or that belong to no part of the model.
+        """
+        parameters = dict(model.named_parameters())
+        left = set(self.tensors)
+        missing = []
+        for name, parameter in parameters.items():
+            found = next((key for key in _spellings(name, model.base_model_prefix) if key in self.tensors), None)
+            if found is None:
+                missing.append(name)
+                continue
+            left.discard(found)
+            _check_shape(found, self.tensors[found], parameter)
+            _assign(model, name, self.tensors[found])
+        unexpected = sorted(key for key in left if not _UNUSED.search(key))
+        if missing or unexpected:
+            raise _mismatch(model, missing, unexpected)
+        _compute_buffers(model)
+
+
+def _map(path: Path) -> mmap.mmap:
+    with path.open("rb") as file:  # copy on write: torch wants a writable buffer, and nobody writes
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+
+
+def _view(file: mmap.mmap, tensor: StoredTensor) -> torch.Tensor:
+    dtype: torch.dtype = getattr(torch, tensor.dtype)
+    if not tensor.elements:
+        return torch.empty(tensor.shape, dtype=dtype)
+    return torch.frombuffer(file, dtype=dtype, count=tensor.elements, offset=tensor.offset).view(tensor.shape)
+
+
+def _modern(name: str) -> str:
+    for old, new in _OLD_NAMES.items():
+        name = name.replace(old, new)
+    return name
+
+
+def _spellings(name: str, prefix: str) -> tuple[str, ...]:
+    """A parameter's name in checkpoints saved from the same class, from one around it, and from one inside of it."""
+    return name, f"{prefix}.{name}", name.removeprefix(f"{prefix}.")
+
+
+def _check_shape(name: str, tensor: torch.Tensor, parameter: torch.Tensor) -> None:
+    if tensor.shape != parameter.shape or not tensor.is_floating_point():
+        expected = f"{list(parameter.shape)} of floats"
+        found = f"{list(tensor.shape)} of {str(tensor.dtype).removeprefix('torch.')}"
+        raise DamagedWeights(
+            f"the tensor {name!r} has the shape {found}, config.json asks for {expected}.",
+            hint="The weights and config.json belong to different models; fetch the folder again.",
+        )
+
+
+def _assign(model: PreTrainedModel, name: str, tensor: torch.Tensor) -> None:
+    owner, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(owner), leaf, torch.nn.Parameter(tensor, requires_grad=False))
+
+
+def _compute_buffers(model: PreTrainedModel) -> None:
+    """Buffers that no checkpoint holds (rotary frequencies, position ids), as transformers' own initialisation does."""
+    for module in model.modules():
+        buffers = dict(module.named_buffers(recurse=False))
+        for name, buffer in buffers.items():
+            setattr(module, name, torch.zeros_like(buffer, device="cpu"))
+        if buffers:
+            model._init_weights(module)  # type: ignore[no-untyped-call]
+
+
+def _mismatch(model: PreTrainedModel, missing: list[str], unexpected: list[str]) -> DamagedWeights:
+    parts = [
+        f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+        for what, names in (("missing", missing), ("unexpected", unexpected))
+        if names
+    ]
+    return DamagedWeights(
+        f"the weights do not match {type(model).__name__}: {' and '.join(parts)}.",
+        hint="Fetch the model's files again.",
+    )
