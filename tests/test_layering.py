@@ -38,7 +38,7 @@ ALLOWED: dict[str, set[str]] = {
     "worker": {"catalogue", "engines", "ipc"},
     "supervisor": {"catalogue", "hub", "device", "plan", "ipc", "config", "lodger.engines", "lodger.engines.base"},
     "api": VALUES,
-    "client": set(),
+    "client": VALUES,
     "checks": {"catalogue", "device", "plan", "hub", "client", "config"},
     "server": CONTROL,
     "cli": CONTROL | {"server"},
