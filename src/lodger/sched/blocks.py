@@ -113,9 +113,9 @@ class BlockPool:
 
     def _retire(self, block: int) -> None:
         digest = self._digest.get(block)
-        if digest is not None and self._block[digest] == block:
+        if digest is not None and self._block.setdefault(digest, block) == block:
             self._idle[block] = None
-        else:  # never full, or a twin of a published block
+        else:  # never full, or the twin of a block that is still there
             self._digest.pop(block, None)
             self._blank.append(block)
 

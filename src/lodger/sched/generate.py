@@ -124,12 +124,12 @@ class GenerateScheduler:
             sequence = self._running.get(row.sequence)
             if sequence is None or not _current(row, sequence):
                 continue
-            end = row.start + len(row.tokens)
+            end, was_prefilling = row.start + len(row.tokens), sequence.prefilling
             sequence.computed = end
             self._pool.publish(sequence.tokens, sequence.blocks, row.start, end)
             if row.sample:
                 sequence.tokens.append(sampled[row.sequence])
-            if not sequence.prefilling:
+            if was_prefilling and not sequence.prefilling:
                 self._unpromise(sequence)
 
     def _queue(self, sequence: Sequence) -> None:

@@ -1,0 +1,140 @@
+"""What the scheduler of chats promises under every order of events, tried as a state machine."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+from fake_decoder import FakeDecoder, continuation
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from lodger.sched.blocks import BlockPool
+from lodger.sched.generate import GenerateScheduler
+from lodger.sched.sequence import Sequence
+from lodger.sched.step import GenerateStep
+
+BLOCKS, BLOCK_SIZE, MAX_RUNNING = 10, 3, 4
+BEGINNINGS = ([1] * 9, [1, 2, 3, 4, 5, 6, 7, 8], [])
+budgets = st.integers(1, 12)
+
+
+class AnyOrder(RuleBasedStateMachine):
+    """Requests come, go and are worked on in any order; one prefill and one decode step may be in flight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool = BlockPool(BLOCKS, BLOCK_SIZE)
+        self.scheduler = GenerateScheduler(self.pool, max_running=MAX_RUNNING)
+        self.model = FakeDecoder(BLOCKS, BLOCK_SIZE)
+        self.alive: dict[int, Sequence] = {}
+        self.outcomes: Counter[int] = Counter()
+        self.added = 0
+        self.in_flight: dict[str, tuple[GenerateStep, dict[int, int]]] = {}
+
+    @rule(
+        beginning=st.sampled_from(BEGINNINGS),
+        rest=st.lists(st.integers(0, 2), min_size=1, max_size=6),
+        length=st.integers(1, 12),
+    )
+    def add(self, beginning: list[int], rest: list[int], length: int) -> None:
+        sequence = Sequence(self.added, beginning + rest, max_new_tokens=length)
+        self.added += 1
+        self.alive[sequence.id] = sequence
+        self.scheduler.add(sequence)
+
+    @rule(budget=budgets)
+    def decode(self, budget: int) -> None:
+        self._start(self.scheduler.next_decode, budget, self.scheduler.has_decode)
+
+    @rule(budget=budgets)
+    def prefill(self, budget: int) -> None:
+        self._start(self.scheduler.next_prefill, budget, self.scheduler.has_prefill)
+
+    def _start(self, ask: Callable[[int], GenerateStep | None], budget: int, ready: Callable[[], bool]) -> None:
+        lane = ask.__name__.removeprefix("next_")
+        self._complete(lane)
+        expected = ready()
+        step = ask(budget)
+        if step is None:
+            assert not expected or lane == "decode"  # a decode may end in nothing but preemption
+            return
+        assert step.lane == lane
+        assert 1 <= step.tokens <= budget
+        assert max(Counter(row.sequence for row in step.rows).values()) == 1
+        assert all(row.tokens for row in step.rows)
+        self.in_flight[lane] = step, self.model.run(step)
+
+    @precondition(lambda self: self.in_flight)
+    @rule(data=st.data())
+    def complete(self, data: st.DataObject) -> None:
+        self._complete(data.draw(st.sampled_from(sorted(self.in_flight))))
+
+    def _complete(self, lane: str) -> None:
+        if lane in self.in_flight:
+            self.scheduler.complete(*self.in_flight.pop(lane))
+            self._finish_done()
+
+    @precondition(lambda self: self.in_flight)
+    @rule()
+    def fail(self) -> None:
+        """The device ran out of memory: the step is dropped and asked for again later."""
+        self.in_flight.popitem()
+
+    @precondition(lambda self: self.alive)
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        self._end(data.draw(st.sampled_from(sorted(self.alive))), self.scheduler.cancel)
+
+    @rule()
+    def cancel_one_that_is_gone(self) -> None:
+        self.scheduler.cancel(self.added + 1)
+
+    def _finish_done(self) -> None:
+        for sequence in list(self.alive.values()):
+            if sequence.exhausted:
+                self._end(sequence.id, self.scheduler.finish)
+
+    def _end(self, sequence_id: int, how: Callable[[int], None]) -> None:
+        how(sequence_id)
+        sequence = self.alive.pop(sequence_id)
+        self.outcomes[sequence_id] += 1
+        assert sequence.blocks == []
+        assert sequence.generated == continuation(sequence.tokens[: sequence.prompt_length], len(sequence.generated))
+
+    @invariant()
+    def blocks_belong_to_whom_they_should(self) -> None:
+        self.pool.check()
+        assert self.scheduler.running <= MAX_RUNNING
+        assert self.scheduler.running + self.scheduler.waiting == len(self.alive)
+        holders: dict[int, list[tuple[int, Sequence]]] = {}
+        for sequence in self.alive.values():
+            for index, block in enumerate(sequence.blocks):
+                holders.setdefault(block, []).append((index, sequence))
+        assert self.pool.free_count == BLOCKS - len(holders)
+        for sharers in holders.values():
+            ends = {tuple(sequence.tokens[: (index + 1) * BLOCK_SIZE]) for index, sequence in sharers}
+            assert len(ends) == 1, "one block for two different texts"
+            assert len(sharers) == 1 or all(s.computed >= (i + 1) * BLOCK_SIZE for i, s in sharers)
+
+    def teardown(self) -> None:
+        """Whatever happened before, all that is left comes to its end."""
+        for lane in ("prefill", "decode"):
+            self._complete(lane)
+        for _ in range(2_000):
+            if not self.alive:
+                break
+            before = len(self.alive), self.model.computed
+            for ask in (self.scheduler.next_decode, self.scheduler.next_prefill):
+                if (step := ask(5)) is not None:
+                    self.scheduler.complete(step, self.model.run(step))
+                    self._finish_done()
+            assert (len(self.alive), self.model.computed) != before, "work is left and nothing runs"
+        assert not self.alive, "it never ends"
+        assert self.pool.free_count == BLOCKS
+        assert self.outcomes == Counter(range(self.added)), "a request without one outcome, or with two"
+
+
+TestAnyOrder = AnyOrder.TestCase
+TestAnyOrder.settings = settings(max_examples=120, stateful_step_count=50, deadline=None)
