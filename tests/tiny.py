@@ -9,7 +9,7 @@ random with a fixed seed and a standard deviation of 0.2, so that the tokens a m
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -105,15 +105,36 @@ def make_minilm(folder: Path, **overrides: Any) -> Path:
     return _write("minilm", folder, overrides)
 
 
-def write_fake_folder(folder: Path, family: str = "qwen3", dtype: str = "F32", **overrides: Any) -> Path:
-    """A valid folder whose weights are a sparse file of zeros; `dtype` as safetensors spells it.
+def write_fake_folder(
+    folder: Path, family: str = "qwen3", dtype: str = "F32", *, shards: int = 1, **overrides: Any
+) -> Path:
+    """A valid folder whose weights are sparse files of zeros; `dtype` as safetensors spells it.
 
-    `write_fake_folder(path, "qwen3", "BF16", **QWEN3_4B)` looks like the real 8 GB model and takes 20 KB of disk.
+    `write_fake_folder(path, "qwen3", "BF16", **QWEN3_4B)` looks like the real 8 GB model and takes 50 KB of disk.
     """
-    return _write(family, folder, overrides, fake_dtype=dtype)
+    shapes, _ = _write_but_weights(family, folder, overrides)
+    if shards == 1:
+        write_safetensors(folder / "model.safetensors", shapes, dtype)
+        return folder
+    names = list(shapes)
+    weight_map: dict[str, str] = {}
+    for shard in range(shards):
+        file = f"model-{shard + 1:05}-of-{shards:05}.safetensors"
+        weight_map |= dict.fromkeys(names[shard::shards], file)
+        write_safetensors(folder / file, {name: shapes[name] for name in names[shard::shards]}, dtype)
+    index = {"metadata": {}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return folder
 
 
-def _write(family: str, folder: Path, overrides: dict[str, Any], fake_dtype: str | None = None) -> Path:
+def _write(family: str, folder: Path, overrides: dict[str, Any]) -> Path:
+    shapes, tokens = _write_but_weights(family, folder, overrides)
+    write_safetensors(folder / "model.safetensors", shapes, "F32", _random(shapes, tokens))
+    return folder
+
+
+def _write_but_weights(family: str, folder: Path, overrides: dict[str, Any]) -> tuple[Shapes, int]:
+    """Shapes of the tensors still to write, and how many tokens there are."""
     row = FAMILIES[family]
     tokenizer = row.tokenizer()
     ids: dict[str, int] = tokenizer.get_vocab(with_added_tokens=True)
@@ -123,10 +144,7 @@ def _write(family: str, folder: Path, overrides: dict[str, Any], fake_dtype: str
     for name, value in {"config.json": config, **row.extras(config, ids)}.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(json.dumps(value, indent=2, ensure_ascii=False), encoding="utf-8")
-    shapes = row.shapes(config)
-    data = None if fake_dtype else _random(shapes, len(ids))
-    write_safetensors(folder / "model.safetensors", shapes, fake_dtype or "F32", data)
-    return folder
+    return row.shapes(config), len(ids)
 
 
 def _random(shapes: Shapes, tokens: int) -> Iterator[np.ndarray]:
@@ -146,7 +164,7 @@ def _random(shapes: Shapes, tokens: int) -> Iterator[np.ndarray]:
             yield noise
 
 
-def write_safetensors(path: Path, shapes: Shapes, dtype: str, data: Iterator[np.ndarray] | None) -> None:
+def write_safetensors(path: Path, shapes: Shapes, dtype: str, data: Iterable[np.ndarray] = ()) -> None:
     """One safetensors file; without `data` a sparse file of zeros."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
@@ -159,7 +177,7 @@ def write_safetensors(path: Path, shapes: Shapes, dtype: str, data: Iterator[np.
     text += b" " * (-len(text) % 8)
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for tensor in data or ():
+        for tensor in data:
             file.write(tensor.tobytes())
         file.truncate(8 + len(text) + offset)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from lodger.errors import ModelProblem
 
@@ -50,9 +50,9 @@ class Fields:
         return value
 
     def strings(self, key: str) -> dict[str, str]:
-        """An object of strings; members that are no strings are left out."""
+        """An object of strings; members that are none, or half a character, are left out."""
         value = self.values.get(key)
-        return {k: v for k, v in value.items() if isinstance(v, str)} if isinstance(value, dict) else {}
+        return {k: v for k, v in value.items() if is_text(k) and is_text(v)} if isinstance(value, dict) else {}
 
     def token_ids(self, key: str) -> tuple[int, ...]:
         """One id or a list of ids."""
@@ -66,6 +66,11 @@ class Fields:
         value = self.values.get(key)
         found = "is missing" if value is None else f"is {str(value)[:40]!r}"
         return ModelProblem(f"{self.file}: {key} {found}, expected {expected}.", hint="Fetch the model's files again.")
+
+
+def is_text(value: Any) -> TypeGuard[str]:
+    """Whether a JSON value is a string that can be written again: JSON may hold half of a surrogate pair."""
+    return isinstance(value, str) and value.encode(errors="ignore").decode() == value
 
 
 def read_fields(folder: Path, name: str) -> Fields:

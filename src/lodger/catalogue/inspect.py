@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lodger.catalogue.config_files import Fields, read_fields, read_text
+from lodger.catalogue.config_files import Fields, is_text, read_fields, read_text
 from lodger.catalogue.facts import ModelFacts
 from lodger.catalogue.families import FAMILIES, TIED_TENSORS, Family, served
 from lodger.catalogue.safetensors_header import StoredTensor, read_folder
@@ -38,6 +38,8 @@ def inspect_folder(path: str | os.PathLike[str], kind: Kind | None = None) -> Mo
     folder = Path(os.path.abspath(path))
     if not os.path.isdir(folder):
         raise FolderMissing(f"There is no folder {folder.name!r}.", hint="Check the path.")
+    if not is_text(str(folder)):
+        raise ModelProblem(f"The folder's path is not UTF-8: {folder.name!r}.", hint="Rename it.")
     config = read_fields(folder, "config.json")
     if not config.values:
         raise ModelProblem(f"{folder.name} has no config.json.", hint="A model folder has one, beside its weights.")
@@ -66,8 +68,10 @@ def _identify(config: Fields) -> _Identity:
     for name in names:
         if family and name in family.architectures:
             return _Identity(name, str(model_type), family, family.architectures[name])
-    shown = f"{', '.join(names)[:80] or 'no architecture'} of type {str(model_type)[:40]!r}"
-    raise UnknownArchitecture(f"config.json names {shown}, which is not served.", hint=f"Served: {served()}.")
+    raise UnknownArchitecture(
+        f"config.json names the architectures {str(names)[:80]} of type {str(model_type)[:40]!r}, which is not served.",
+        hint=f"Served are the types {served()}.",
+    )
 
 
 def _refuse_unserved(folder: Path, config: Fields, identity: _Identity) -> None:
@@ -143,7 +147,7 @@ def _chat(folder: Path, config: Fields) -> dict[str, Any]:
     tokenizer, generation = read_fields(folder, "tokenizer_config.json"), read_fields(folder, "generation_config.json")
     template = _template(folder, tokenizer)
     return {
-        "context_length": min(config.count("max_position_embeddings"), *_tokenizer_limit(tokenizer)),
+        "context_length": min([config.count("max_position_embeddings"), *_tokenizer_limit(tokenizer)]),
         "chat_template": bool(template),
         "tools": bool(_TOOLS.search(template)),
         "eos_token_ids": generation.token_ids("eos_token_id") or config.token_ids("eos_token_id"),

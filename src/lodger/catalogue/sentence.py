@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lodger.catalogue.config_files import Fields, read_fields, read_json
+from lodger.catalogue.config_files import Fields, is_text, read_fields, read_json
 from lodger.catalogue.facts import Pooling
 from lodger.errors import ModelProblem
 
@@ -57,7 +57,7 @@ def _modules(folder: Path) -> dict[str, str]:
     found: dict[str, str] = {}
     for entry in entries if isinstance(entries, list) else [None]:
         kind, path = (entry.get("type"), entry.get("path")) if isinstance(entry, dict) else (None, None)
-        if not isinstance(kind, str) or not isinstance(path, str) or path.startswith("/") or ".." in path:
+        if not is_text(kind) or not is_text(path) or path.startswith("/") or ".." in path or "\0" in path:
             raise ModelProblem("modules.json is no list of modules with type and path.")
         found[kind.rsplit(".", 1)[-1]] = path
     other = [name for name in found if name not in {"Transformer", "Pooling", "Normalize"}]
@@ -72,8 +72,9 @@ def _pooling(fields: Fields, default: Pooling) -> Pooling:
     named = fields.values.get("pooling_mode")
     names = [named] if isinstance(named, str) else [*_flags(fields.values)]
     if len(names) != 1 or names[0] not in _MODES:
-        shown = ", ".join(names) or "none"
-        raise ModelProblem(f"{fields.file} asks for the pooling {shown[:80]}.", hint="Served: cls, mean, lasttoken.")
+        raise ModelProblem(
+            f"{fields.file} asks for the pooling {names or None!r:.80}.", hint="Served: cls, mean, lasttoken."
+        )
     return _MODES[names[0]]
 
 
