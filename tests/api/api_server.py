@@ -2,29 +2,47 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from http.client import HTTPConnection
+from typing import Any
 
 import uvicorn
 from fake_service import FakeService
+from fastapi import FastAPI
 
 from lodger.api.app import ApiOptions, build_app
 
 
 @dataclass(frozen=True)
+class Answer:
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
 class Served:
     """A running server, and the service behind it."""
 
-    service: FakeService
-    port: int
+    def __init__(self, app: FastAPI, port: int) -> None:
+        self.app, self.port = app, port
+        self.url = f"http://127.0.0.1:{port}"
 
     @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+    def service(self) -> FakeService:
+        return self.app.state.service
+
+    def renew(self) -> None:
+        """A fresh service with the guide's three models."""
+        self.app.state.service = FakeService()
 
     @contextmanager
     def connection(self) -> Iterator[HTTPConnection]:
@@ -33,6 +51,18 @@ class Served:
             yield connection
         finally:
             connection.close()
+
+    def ask(self, method: str, path: str, body: Any = None, **headers: str) -> Answer:
+        """One request on a connection of its own. `body` is sent as JSON, or as it is when it is bytes."""
+        with self.connection() as connection:
+            return ask(connection, method, path, body, **headers)
+
+
+def ask(connection: HTTPConnection, method: str, path: str, body: Any = None, **headers: str) -> Answer:
+    data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+    connection.request(method, path, data, {key.replace("_", "-"): value for key, value in headers.items()})
+    response = connection.getresponse()
+    return Answer(response.status, {key.lower(): value for key, value in response.getheaders()}, response.read())
 
 
 @contextmanager
@@ -54,7 +84,7 @@ def serving(service: FakeService, options: ApiOptions) -> Iterator[Served]:
         thread.start()
         try:
             assert started.wait(20), "the server did not start"
-            yield Served(service, port)
+            yield Served(app, port)
         finally:
             server.should_exit = True
             thread.join(20)

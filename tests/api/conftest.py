@@ -10,16 +10,21 @@ from fake_service import FakeService
 from lodger.api.app import ApiOptions
 
 
+@pytest.fixture(scope="session")
+def _server() -> Iterator[Served]:
+    with serving(FakeService(), ApiOptions()) as served:
+        yield served
+
+
+@pytest.fixture
+def served(_server: Served) -> Served:
+    """A server on loopback without a key, with the guide's three models, fresh for each test."""
+    _server.renew()
+    return _server
+
+
 @pytest.fixture
 def serve() -> Iterator[Callable[..., Served]]:
-    """Starts servers that end with the test."""
+    """Starts servers with other options; they end with the test."""
     with ExitStack() as stack:
-        yield lambda service=None, **options: stack.enter_context(
-            serving(service or FakeService(), ApiOptions(**options))
-        )
-
-
-@pytest.fixture
-def served(serve: Callable[..., Served]) -> Served:
-    """A server with the guide's three models."""
-    return serve()
+        yield lambda **options: stack.enter_context(serving(FakeService(), ApiOptions(**options)))

@@ -8,7 +8,8 @@ import uuid
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from lodger.api.errors import answerable, error_response
+from lodger.api.errors import answerable, error_response, error_value
+from lodger.api.sse import event
 from lodger.log import request_id
 
 _ID = re.compile(r"[\w.:@+/=-]{1,128}", re.ASCII)
@@ -27,19 +28,22 @@ class Border:
         asked = Headers(scope=scope).get("x-request-id", "")
         given = asked if _ID.fullmatch(asked) else uuid.uuid4().hex
         request_id.set(given)  # every request runs in a task, and so a context, of its own
-        started = False
+        begun: MutableHeaders | None = None  # headers of the answer that is already on its way
 
         async def send_with_id(message: Message) -> None:
-            nonlocal started
+            nonlocal begun
             if message["type"] == "http.response.start":
-                started = True
-                MutableHeaders(scope=message)["x-request-id"] = given
+                begun = MutableHeaders(scope=message)
+                begun["x-request-id"] = given
             await send(message)
 
         try:
             await self._app(scope, receive, send_with_id)
         except Exception as error:  # the HTTP border: `answerable` logs what is not a LodgerError under the request id
             shown = answerable(error)
-            if started:
+            if begun is None:
+                await error_response(shown)(scope, receive, send_with_id)
+            elif begun.get("content-type", "").startswith("text/event-stream"):
+                await send({"type": "http.response.body", "body": event({"error": error_value(shown)})})
+            else:
                 raise  # half an answer is out; only closing the connection tells the caller so
-            await error_response(shown)(scope, receive, send_with_id)

@@ -11,8 +11,9 @@ from typing import cast
 import msgspec
 
 from lodger.api.disconnect import stop
+from lodger.api.measure import Measured
 from lodger.service import Service
-from lodger.tasks import Delta, FinishReason, GenerateTask, Usage
+from lodger.tasks import ChatTask, Delta, FinishReason, GenerateTask, Usage
 
 
 @dataclass
@@ -30,7 +31,7 @@ class Choice:
 def generate(service: Service, tasks: Sequence[GenerateTask]) -> AsyncGenerator[Delta, None]:
     """Deltas of all tasks as they come. Choices of the second task follow those of the first, and so on; the usage is
     the sum. Closing the generator cancels every task."""
-    streams = [cast(AsyncGenerator[Delta, None], service.generate(task)) for task in tasks]
+    streams = [_measured(service, task) for task in tasks]
     return streams[0] if len(streams) == 1 else _merge(streams, tasks[0].n)
 
 
@@ -45,6 +46,14 @@ async def collect(deltas: AsyncGenerator[Delta, None]) -> tuple[list[Choice], Us
             choice.finish_reason = delta.finish_reason or choice.finish_reason
             usage = delta.usage or usage
     return [choices[index] for index in sorted(choices)], usage
+
+
+async def _measured(service: Service, task: GenerateTask) -> AsyncGenerator[Delta, None]:
+    with Measured("chat" if isinstance(task, ChatTask) else "completion", task.model) as measured:
+        async with aclosing(cast(AsyncGenerator[Delta, None], service.generate(task))) as deltas:
+            async for delta in deltas:
+                measured.delta(delta)
+                yield delta
 
 
 async def _merge(streams: list[AsyncGenerator[Delta, None]], n: int) -> AsyncGenerator[Delta, None]:

@@ -10,7 +10,7 @@ import secrets
 from collections.abc import Container
 from typing import Any
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, model_validator
 
 from lodger.api import limits
 from lodger.api.bodies import Body
@@ -42,7 +42,7 @@ _NOTES = {
     "quantization_config": "weights are served as the folder has them.",
     "model_format": "what the folder holds is served.",
     "download_hub": "launching does not download.",
-    "enable_thinking": "send it with each chat request instead.",
+    "enable_thinking": "each chat request says whether it wants it.",
 }
 # Values that ask for nothing: the defaults of Xinference's clients, and what is true here anyway.
 _SILENT: dict[str, Container[Any]] = {
@@ -52,6 +52,8 @@ _SILENT: dict[str, Container[Any]] = {
     "quantization": ("none",),
     "model_format": ("pytorch",),
     "trust_remote_code": (True, False),
+    "enable_virtual_env": (False,),
+    "enable_thinking": (False,),
 }
 
 
@@ -73,6 +75,12 @@ class LaunchRequest(Body):
     memory: int | str | None = Field(None, description="The most the model may hold, such as 6GiB")
     replica: int | None = Field(None, ge=1)
     peft_model_config: dict[str, Any] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _spelled_alike(cls, value: Any) -> Any:
+        """`xinference launch --gpu-memory-utilization 0.2` sends the key with hyphens."""
+        return {key.replace("-", "_"): item for key, item in value.items()} if isinstance(value, dict) else value
 
     def spec(self, taken: Container[str]) -> ModelSpec:
         """

@@ -12,7 +12,6 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from lodger.api.disconnect import gone, stop
-from lodger.api.errors import answerable, error_value
 from lodger.errors import Cancelled
 from lodger.tasks import Delta
 
@@ -60,7 +59,10 @@ async def open_stream(request: Request, deltas: AsyncGenerator[Delta, None], ren
 
 
 class EventStream(Response):
-    """Sends what `renderer` makes of `first` and of the `deltas` after it, and closes `deltas` whatever happens."""
+    """Sends what `renderer` makes of `first` and of the `deltas` after it, and closes `deltas` whatever happens.
+
+    An error in mid-stream is raised; `lodger.api.border` makes it the stream's last event.
+    """
 
     media_type = "text/event-stream"
 
@@ -89,10 +91,7 @@ class EventStream(Response):
                 await self._send(send, self._renderer.feed(delta))
                 delta = await anext(self._deltas)
         except StopAsyncIteration:
-            tail = self._renderer.end()
-        except Exception as error:  # the HTTP border, inside a stream: `answerable` logs it under the request id
-            tail = event({"error": error_value(answerable(error))})
-        await send({"type": "http.response.body", "body": tail, "more_body": False})
+            await send({"type": "http.response.body", "body": self._renderer.end(), "more_body": False})
 
     async def _send(self, send: Send, data: bytes) -> None:
         if data:

@@ -16,14 +16,16 @@ from starlette.responses import Response
 
 from lodger.api import limits
 from lodger.api.bodies import Body, Stops, TextsOrTokens, at_most, json_response
+from lodger.api.chunks import ChatChunks, TextChunks, chat_choice, count, text_choice
 from lodger.api.context import ServiceDep
 from lodger.api.conversation import messages_of
 from lodger.api.disconnect import unless_gone
-from lodger.api.generation import Choice, collect, generate
-from lodger.api.sse import DONE, event, open_stream
+from lodger.api.generation import collect, generate
+from lodger.api.measure import Measured
+from lodger.api.sse import open_stream
 from lodger.errors import MalformedBody, Unsupported
 from lodger.service import Service
-from lodger.tasks import ChatTask, CompletionTask, Delta, EmbedResult, EmbedTask, SamplingParams, StopRules, Usage
+from lodger.tasks import ChatTask, CompletionTask, EmbedResult, EmbedTask, SamplingParams, StopRules
 
 router = APIRouter(tags=["openai"])
 
@@ -196,7 +198,7 @@ async def chat_completions(body: ChatRequest, request: Request, service: Service
     choices, usage = await unless_gone(request, collect(deltas))
     head["object"] = "chat.completion"
     return json_response(
-        head | {"choices": list(map(_chat_choice, range(len(choices)), choices)), "usage": count(usage)}
+        head | {"choices": list(map(chat_choice, range(len(choices)), choices)), "usage": count(usage)}
     )
 
 
@@ -207,7 +209,7 @@ async def completions(body: CompletionRequest, request: Request, service: Servic
     if body.stream:
         return await open_stream(request, deltas, TextChunks(head, body.include_usage()))
     choices, usage = await unless_gone(request, collect(deltas))
-    listed = [_text_choice(index, choice.text, choice.finish_reason) for index, choice in enumerate(choices)]
+    listed = [text_choice(index, choice.text, choice.finish_reason) for index, choice in enumerate(choices)]
     return json_response(head | {"choices": listed, "usage": count(usage)})
 
 
@@ -224,7 +226,10 @@ async def embeddings(body: EmbeddingsRequest, request: Request, service: Service
 
 
 async def _embed(service: Service, task: EmbedTask) -> EmbedResult:
-    return await service.embed(task)
+    with Measured("embed", task.model) as measured:
+        result = await service.embed(task)
+        measured.usage(result.usage)
+    return result
 
 
 def _floats(result: EmbedResult) -> list[list[float]]:
@@ -239,73 +244,3 @@ def _base64(result: EmbedResult) -> list[str]:
 
 def _head(prefix: str, model: str) -> dict[str, Any]:
     return {"id": f"{prefix}-{uuid.uuid4().hex}", "object": "", "created": int(time.time()), "model": model}
-
-
-def count(usage: Usage) -> dict[str, int]:
-    return {
-        "prompt_tokens": usage.prompt_tokens,
-        "completion_tokens": usage.completion_tokens,
-        "total_tokens": usage.total_tokens,
-    }
-
-
-def _chat_choice(index: int, choice: Choice) -> dict[str, Any]:
-    message = {"role": "assistant", "content": choice.text}
-    return {"index": index, "message": message, "logprobs": None, "finish_reason": choice.finish_reason}
-
-
-def _text_choice(index: int, text: str, finish_reason: str | None) -> dict[str, Any]:
-    return {"index": index, "text": text, "logprobs": None, "finish_reason": finish_reason}
-
-
-class ChatChunks:
-    """Renders a chat stream so that every client known to us survives it.
-
-    Every delta has a string `content` (LangChain fails on none, LlamaIndex on null); one choice a chunk; the chunk with
-    the finish reason holds no text; a chunk without choices comes only to who asked for the usage.
-    """
-
-    def __init__(self, head: dict[str, Any], include_usage: bool) -> None:
-        self._head = head | {"object": "chat.completion.chunk"}
-        self._include_usage = include_usage
-        self._usage = Usage()
-        self._begun: set[int] = set()
-
-    def feed(self, delta: Delta) -> bytes:
-        self._usage = delta.usage or self._usage
-        events = b""
-        if delta.index not in self._begun:
-            self._begun.add(delta.index)
-            events += self._chunk(delta.index, {"role": "assistant", "content": ""}, None)
-        if delta.text:
-            events += self._chunk(delta.index, {"content": delta.text}, None)
-        if delta.finish_reason:
-            events += self._chunk(delta.index, {"content": ""}, delta.finish_reason)
-        return events
-
-    def end(self) -> bytes:
-        usage = event(self._head | {"choices": [], "usage": count(self._usage)}) if self._include_usage else b""
-        return usage + DONE
-
-    def _chunk(self, index: int, delta: dict[str, str], finish_reason: str | None) -> bytes:
-        choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
-        return event(self._head | {"choices": [choice]})
-
-
-class TextChunks:
-    """Renders a completions stream."""
-
-    def __init__(self, head: dict[str, Any], include_usage: bool) -> None:
-        self._head = head
-        self._include_usage = include_usage
-        self._usage = Usage()
-
-    def feed(self, delta: Delta) -> bytes:
-        self._usage = delta.usage or self._usage
-        if not (delta.text or delta.finish_reason):
-            return b""
-        return event(self._head | {"choices": [_text_choice(delta.index, delta.text, delta.finish_reason)]})
-
-    def end(self) -> bytes:
-        usage = event(self._head | {"choices": [], "usage": count(self._usage)}) if self._include_usage else b""
-        return usage + DONE

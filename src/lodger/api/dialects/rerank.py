@@ -13,6 +13,7 @@ from lodger.api import limits
 from lodger.api.bodies import Body, at_most, json_response
 from lodger.api.context import ServiceDep
 from lodger.api.disconnect import unless_gone
+from lodger.api.measure import Measured
 from lodger.errors import MalformedBody
 from lodger.service import Service
 from lodger.tasks import RerankResult, RerankTask, Usage
@@ -82,10 +83,13 @@ def ranked(result: RerankResult, texts: tuple[str, ...] | None, top_n: int | Non
 
 async def _rerank(service: Service, task: RerankTask) -> RerankResult:
     """No documents are no work, but the model must exist all the same."""
-    if task.documents:
-        return await service.rerank(task)
-    service.model(task.model)
-    return RerankResult(scores=(), logits=(), usage=Usage())
+    with Measured("rerank", task.model) as measured:
+        if not task.documents:
+            service.model(task.model)
+            return RerankResult(scores=(), logits=(), usage=Usage())
+        result = await service.rerank(task)
+        measured.usage(result.usage)
+    return result
 
 
 def _meta(usage: Usage) -> dict[str, Any]:

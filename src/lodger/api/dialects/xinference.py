@@ -109,11 +109,16 @@ async def events(uid: str, service: ServiceDep) -> Response:
 
 @router.get("/v1/model_registrations/{model_type}", summary="Names of the models that were launched")
 async def registrations(model_type: str, service: ServiceDep) -> Response:
-    if model_type not in KINDS:
-        raise InvalidRequest(f"Unsupported model type: {model_type}", param="model_type")
-    kind = KINDS[model_type]
-    names = {model_name(model) for model in service.models() if model.facts and model.facts.kind == kind}
+    names = {model_name(model) for model in _of_type(service, model_type)}
     return json_response([{"model_name": name, "is_builtin": False} for name in sorted(names)])
+
+
+@router.get("/v1/model_registrations/{model_type}/{name}", summary="A model that was launched, by its name")
+async def registration(model_type: str, name: str, service: ServiceDep, options: OptionsDep) -> Response:
+    for model in _of_type(service, model_type):
+        if model_name(model) == name:
+            return json_response({"version": 2} | description(model, options.address))
+    raise InvalidRequest(f"Model {name} not found", param="model_name")
 
 
 @router.get("/v1/address", summary="Where this is")
@@ -169,6 +174,12 @@ async def status(service: ServiceDep, options: OptionsDep) -> Response:
     }
     uptime = int(max((worker.uptime for worker in now.workers), default=0.0))
     return json_response({"uptime": uptime, "workers": {options.address: {"status": memory}}})
+
+
+def _of_type(service: Service, model_type: str) -> list[ModelStatus]:
+    if model_type not in KINDS:
+        raise InvalidRequest(f"Unsupported model type: {model_type}", param="model_type")
+    return [model for model in service.models() if model.facts and model.facts.kind == KINDS[model_type]]
 
 
 def _matches(model: ModelStatus, name: str, uid: str) -> bool:
