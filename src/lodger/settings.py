@@ -32,11 +32,26 @@ def read_settings(*, home: str | None = None, endpoint: str | None = None, api_k
     )
 
 
+def visible_gpus() -> tuple[str, ...] | None:
+    """Entries of CUDA_VISIBLE_DEVICES; None when it is unset, which shows every GPU."""
+    value = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return None if value is None else tuple(entry.strip() for entry in value.split(",") if entry.strip())
+
+
+def proxy_variables() -> dict[str, str]:
+    """http_proxy, all_proxy and no_proxy as HTTP clients read them: in small letters first. Unset ones are left out."""
+    names = ("http_proxy", "all_proxy", "no_proxy")
+    found = {name: os.environ.get(name) or os.environ.get(name.upper()) for name in names}
+    return {name: value for name, value in found.items() if value}
+
+
 def environment_with(extra: dict[str, str]) -> dict[str, str]:
     """Our environment with `extra` on top."""
     return {**os.environ, **extra}
 
 
 def child_environment(extra: dict[str, str]) -> dict[str, str]:
-    """The environment of a child process: ours with `extra` on top, offline for every hub library."""
-    return environment_with({"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", **extra})
+    """The environment of a child process: ours with `extra` on top, offline for every hub library, and with GPUs
+    counted as the driver counts them."""
+    fixed = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    return environment_with({**fixed, **extra})

@@ -6,7 +6,7 @@ import itertools
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from model_facts import BGE_M3, MINILM, QWEN3_4B, RERANKER, SMOLLM2, candidate, trio
 
@@ -33,13 +33,15 @@ def cpu(free: float, total: float = 32) -> DeviceView:
 @st.composite
 def asked(draw: st.DrawFn, uid: str) -> Candidate:
     facts: ModelFacts = draw(st.sampled_from(ALL_FACTS))
-    return candidate(
+    found = candidate(
         uid,
         facts,
         context_length=draw(st.none() | st.integers(1, min(facts.context_length, 70_000))),
         memory=draw(st.none() | st.integers(64 * MIB, 30 * GIB)),
         dtype=draw(st.sampled_from([None, None, "float32", "bfloat16", "float16"])),
     )
+    loaded = planned(gpu(free=draw(st.integers(1, 80))), (found,)) if draw(st.booleans()) else None
+    return msgspec.structs.replace(found, held=loaded.models[0]) if loaded else found
 
 
 @st.composite
@@ -66,6 +68,7 @@ def planned(device: DeviceView, candidates: tuple[Candidate, ...], reserve: int 
         return None
 
 
+@settings(deadline=None)
 @given(devices(), several(), reserves)
 def test_never_more_than_there_is(device: DeviceView, candidates: tuple[Candidate, ...], reserve: int | None) -> None:
     made = planned(device, candidates, reserve)
@@ -81,6 +84,7 @@ def test_never_more_than_there_is(device: DeviceView, candidates: tuple[Candidat
         assert one.spec.memory is None or model.budget.total <= one.spec.memory
 
 
+@settings(deadline=None)
 @given(devices(), several(), reserves)
 def test_every_grant_can_serve(device: DeviceView, candidates: tuple[Candidate, ...], reserve: int | None) -> None:
     made = planned(device, candidates, reserve)
@@ -99,6 +103,7 @@ def test_every_grant_can_serve(device: DeviceView, candidates: tuple[Candidate, 
             assert budget.step_tokens >= budget.context_length
 
 
+@settings(deadline=None)
 @given(devices(), several(), reserves, st.randoms())
 def test_order_does_not_matter(
     device: DeviceView, candidates: tuple[Candidate, ...], reserve: int | None, random: object
@@ -112,6 +117,7 @@ def test_order_does_not_matter(
         assert [m.uid for m in other.models] == [c.spec.uid for c in shuffled]
 
 
+@settings(deadline=None)
 @given(devices(), several(), reserves, st.integers(0, 16 * GIB))
 def test_more_free_memory_never_gives_less(
     device: DeviceView, candidates: tuple[Candidate, ...], reserve: int | None, more: int
@@ -211,3 +217,19 @@ def test_grants_rise_in_every_model_alike() -> None:
     for before, after in itertools.pairwise(tokens):
         assert all(b.budget.context_length <= a.budget.context_length for b, a in zip(before, after, strict=True))
         assert before[0].kv_tokens < after[0].kv_tokens
+
+
+def test_a_loaded_model_keeps_its_grant_whatever_comes() -> None:
+    chat, embedding, reranker = trio()
+    alone = plan(gpu(free=80), (chat,)).models[0]
+    loaded = msgspec.structs.replace(chat, held=alone)
+    together = plan(gpu(free=80), (loaded, embedding, reranker))
+    assert together.models[0] == alone
+
+
+def test_shared_weights_are_counted_for_whoever_is_left() -> None:
+    embedding, reranker = candidate("e", MINILM), candidate("r", BI_ENCODER)
+    held = plan(cpu(free=8), (embedding, reranker)).models[1]
+    left = plan(cpu(free=8), (msgspec.structs.replace(reranker, held=held),)).models[0]
+    assert left.budget.weights == 22_713_216 * 4
+    assert left.budget.activations == held.budget.activations

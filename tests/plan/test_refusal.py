@@ -6,7 +6,7 @@ import re
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from model_facts import BGE_M3, QWEN3_4B, RERANKER, candidate, trio
 from test_planner import cpu, devices, gpu, planned, reserves, several
 
@@ -24,6 +24,7 @@ def refused(device: DeviceView, candidates: tuple[Candidate, ...], reserve: int 
     return caught.value
 
 
+@settings(deadline=None)
 @given(devices(), several(), reserves)
 def test_what_is_advised_really_fits(
     device: DeviceView, candidates: tuple[Candidate, ...], reserve: int | None
@@ -117,3 +118,19 @@ def test_a_bge_trio_without_chat_gives_the_encoders_a_shorter_context() -> None:
     )
     hint = refused(gpu(free=4), encoders).hint or ""
     assert re.fullmatch(r"Set context_length of e and r to \d+\.", hint)
+
+
+def test_a_loaded_model_that_holds_all_is_asked_to_hold_less() -> None:
+    chat, embedding, _ = trio()
+    alone = plan(gpu(free=18), (chat,))
+    loaded = msgspec.structs.replace(chat, held=alone.models[0])
+    full = gpu(free=18 - alone.needed / GIB, ours=alone.needed / GIB)
+    hint = refused(full, (loaded, embedding)).hint or ""
+    found = re.fullmatch(
+        r"Terminate qwen3-4b-chat-local, launch it again with a memory of (.+), then try this again\.", hint
+    )
+    assert found
+    again = plan(gpu(free=18), (trio(memory=parse_size(found[1]))[0],))
+    loaded = msgspec.structs.replace(chat, held=again.models[0])
+    made = plan(gpu(free=18 - again.needed / GIB, ours=again.needed / GIB), (loaded, embedding))
+    assert made.models[0] == again.models[0]

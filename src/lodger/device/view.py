@@ -10,7 +10,7 @@ import msgspec
 class Neighbour(msgspec.Struct, frozen=True):
     """Another process that holds memory on the device. A fact the driver does not tell is None, never invented."""
 
-    pid: int
+    pid: int  # 0 for one that is only supposed
     used: int | None
     user: str | None = None
     command: str | None = None

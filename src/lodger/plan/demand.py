@@ -73,7 +73,7 @@ class Demand(NamedTuple):
     def budget(self, level: int) -> Budget:
         """The grant at `level`; no part of it shrinks when the level rises, and none of a loaded model's changes."""
         if self.candidate.held is not None:
-            return self.candidate.held.budget
+            return self._held_budget(self.candidate.held.budget)
         facts, context = self.candidate.facts, self.context(level)
         step = min(STEP, max(MIN_STEP, level))
         if not self.is_decoder:
@@ -89,6 +89,12 @@ class Demand(NamedTuple):
             context_length=context,
             block_size=BLOCK,
         )
+
+    def _held_budget(self, held: Budget) -> Budget:
+        """Weights that were shared stay loaded when the model is gone that they were counted for."""
+        if held.weights or self.shares:
+            return held
+        return msgspec.structs.replace(held, weights=footprint.weights(self.candidate.facts, self.dtype))
 
     @property
     def smallest(self) -> Budget:
@@ -139,7 +145,9 @@ def available(device: DeviceView, reserve: int) -> int:
 
 def fits(device: DeviceView, wants: tuple[Demand, ...], reserve: int) -> bool:
     """Whether every model can have its smallest grant."""
-    return needed(device, wants) <= available(device, reserve) and not any(want.too_small for want in wants)
+    if any(want.too_small for want in wants):
+        return False
+    return not wants or needed(device, wants) <= available(device, reserve)
 
 
 def process(device: DeviceView, wants: tuple[Demand, ...]) -> int:
@@ -160,7 +168,7 @@ def highest(holds: Callable[[int], bool], most: int) -> int:
 
 
 def with_spec(candidate: Candidate, **changes: object) -> Candidate:
-    """The same candidate asked for differently."""
+    """The same candidate asked for differently; what it holds is up for planning again."""
     return Candidate(msgspec.structs.replace(candidate.spec, **changes), candidate.facts)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from lodger.device.view import DeviceView
 from lodger.plan.demand import CALLER_TOKENS, Demand, available, demands, fits, highest, needed, process
 from lodger.plan.refusal import refusal
@@ -78,7 +80,7 @@ def _top(want: Demand, most: int) -> int:
 
 def _grant(want: Demand, level: int) -> ModelPlan:
     if want.candidate.held is not None:
-        return want.candidate.held
+        return msgspec.structs.replace(want.candidate.held, budget=want.budget(level))
     return ModelPlan(
         uid=want.uid,
         facts=want.candidate.facts,

@@ -41,12 +41,12 @@ def _room(device: DeviceView, reserve: int) -> str:
         text += f", {gib(device.ours)} held by Lodger"
     if (others := device.total - device.free - device.ours) > 0:
         text += f", {gib(others)} held by others"
-    if device.neighbours:
-        text += f" ({', '.join(neighbour_text(neighbour) for neighbour in device.neighbours)})"
+    if device.neighbours and not device.simulated:
+        text += f" ({', '.join(_neighbour(neighbour) for neighbour in device.neighbours)})"
     return f"{text}, {gib(reserve)} kept as reserve"
 
 
-def neighbour_text(neighbour: Neighbour) -> str:
+def _neighbour(neighbour: Neighbour) -> str:
     """``'pid 4211 (alice, python) 60.00 GiB'``; what the driver does not tell is left out."""
     who = ", ".join(fact for fact in (neighbour.user, neighbour.command) if fact)
     size = gib(neighbour.used) if neighbour.used is not None else "size unknown"

@@ -70,6 +70,21 @@ def _fits(state: Remedy) -> bool:
     return fits(state.device, demands(state.device, state.candidates), state.reserve)
 
 
+def _smaller_again(state: Remedy) -> Iterator[Remedy]:
+    """A loaded model keeps what it was granted when it had the device to itself; loaded again, it can leave room."""
+    for held in sorted((c for c in state.candidates if c.held), key=lambda c: c.spec.uid):
+        uid = held.spec.uid
+        fresh = _change(state.candidates, [uid], with_spec)
+        wants = demands(state.device, fresh)
+        smallest = next(want.smallest.total for want in wants if want.uid == uid)
+        room = available(state.device, state.reserve) - needed(state.device, wants) + smallest
+        limit = room // SIZE_GRAIN * SIZE_GRAIN
+        if smallest <= limit < (held.held.budget.total if held.held else 0):
+            changed = _change(fresh, [uid], lambda c, limit=limit: with_spec(c, memory=limit))  # type: ignore[misc]
+            text = f"Terminate {uid}, launch it again with a memory of {gib(limit)}, then try this again."
+            yield state._replace(text=text, candidates=changed)
+
+
 def _smaller_reserve(state: Remedy) -> Iterator[Remedy]:
     spare = available(state.device, 0) - needed(state.device, demands(state.device, state.candidates))
     smaller = spare // SIZE_GRAIN * SIZE_GRAIN
@@ -141,6 +156,7 @@ def _as_bi_encoder(embedding: Candidate, candidate: Candidate) -> Candidate:
 
 
 _MILD: tuple[Change, ...] = (
+    _smaller_again,
     _shorter_context,
     _smaller_reserve,
     _higher_limits,

@@ -1,0 +1,93 @@
+"""The table says everything that the plan decided."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import msgspec
+from model_facts import candidate, trio
+from rich.console import Console
+from test_planner import SMOLLM2, cpu
+
+from lodger.device.fake import parse_device
+from lodger.device.view import DeviceView, Neighbour
+from lodger.plan.explain import plan_json, plan_table, plan_text, rows
+from lodger.plan.planner import plan
+from lodger.units import GIB
+
+DEVICE = DeviceView(
+    id="cuda:0",
+    kind="cuda",
+    name="NVIDIA A100",
+    total=80 * GIB,
+    free=10 * GIB,
+    ours=4 * GIB,
+    neighbours=(Neighbour(4211, 60 * GIB, "alice", "python"), Neighbour(77, None)),
+    driver="580.65",
+)
+PLAN = plan(DEVICE, trio())
+
+
+def test_the_text_names_device_neighbours_parts_and_rest() -> None:
+    lines = [" ".join(line.split()) for line in plan_text(PLAN).splitlines()]
+    for line in [
+        "NVIDIA A100 80.00 GiB cuda:0, driver 580.65",
+        "free 10.00 GiB",
+        "held by Lodger 4.00 GiB",
+        "held by others 66.00 GiB",
+        "pid 4211 60.00 GiB alice, python",
+        "pid 77 unknown",
+        "reserve 1.00 GiB stays free for others",
+        "worker process 0.70 GiB CUDA context and cuBLAS",
+        "weights 7.49 GiB",
+        "KV cache 1.83 GiB 13,312 tokens",
+        "activations 0.23 GiB steps of 8,192 tokens",
+    ]:
+        assert line in lines, line
+    assert any(line.endswith("chat, bfloat16, context 13,312 tokens") for line in lines)
+    assert any(line.startswith("note serves 13,312 of the 262,144 tokens") for line in lines)
+
+
+def test_the_rows_add_up() -> None:
+    top = {row.name: row.size for row in rows(PLAN) if row.depth == 0}
+    held = sum(size for name, size in top.items() if name != "NVIDIA A100" and size)
+    assert held == DEVICE.free + DEVICE.ours
+    for model in PLAN.models:
+        assert top[model.uid] == model.budget.total
+
+
+def test_the_table_has_the_same_words() -> None:
+    out = io.StringIO()
+    Console(file=out, width=200).print(plan_table(PLAN))
+    assert out.getvalue().split() == plan_text(PLAN).split()
+
+
+def test_json_is_in_bytes() -> None:
+    found = json.loads(json.dumps(plan_json(PLAN)))
+    assert found["device"]["free"] == DEVICE.free
+    assert found["reserve"] == GIB
+    assert found["needed"] + found["left"] == found["available"] == 13 * GIB
+    chat = found["models"][0]
+    assert chat["uid"] == "qwen3-4b-chat-local"
+    assert chat["total"] == chat["weights"] + chat["kv_cache"] + chat["activations"]
+    assert chat["kv_tokens"] == chat["context_length"] == 13_312
+
+
+def test_a_card_that_is_not_here_is_said_to_be_described() -> None:
+    text = plan_text(plan(parse_device("A100:80GiB,free=14GiB,neighbour=60GiB"), trio()))
+    assert "as described" in text
+    assert "pid" not in text
+    assert "neighbour" in text
+
+
+def test_without_models_and_over_the_reserve() -> None:
+    full = msgspec.structs.replace(DEVICE, free=0, ours=0)
+    text = " ".join(plan_text(plan(full, ())).split())
+    assert "left -1.00 GiB" in text
+    assert "worker process" not in text
+
+
+def test_on_a_cpu() -> None:
+    text = plan_text(plan(cpu(free=8), (candidate("chat", SMOLLM2),)))
+    assert "libraries and tokenizers" in text
