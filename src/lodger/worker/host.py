@@ -14,6 +14,7 @@ from lodger.ipc import messages as m
 from lodger.ipc.channel import Channel
 from lodger.log import request_id
 from lodger.tasks import Delta
+from lodger.units import gib
 
 _HEARTBEAT_SECONDS = 1.0
 _log = logging.getLogger("lodger.worker")
@@ -99,8 +100,10 @@ class Host:
             _log.info("loading %s", message.request.facts.name)
             model = await asyncio.to_thread(self._engine.load, message.request, self._progress(message.id))
             self._models[uid] = model
-        _log.info("ready in %.1f s: %s", model.info.load_seconds, model.info)
-        await self._channel.send(m.Loaded(message.id, model.info))
+        info = model.info
+        parts = ", ".join(f"{part} {gib(size)}" for part, size in info.memory.items())
+        _log.info("ready in %.1f s: %s, %d tokens, %s", info.load_seconds, info.dtype, info.context_length, parts)
+        await self._channel.send(m.Loaded(message.id, info))
 
     def _progress(self, load: int) -> Callable[[float], None]:
         """To be called from the loading thread; sends a frame for each new hundredth."""

@@ -1,0 +1,138 @@
+"""`Launcher`: from a model that was asked for to one that its worker may load. One plan for all that wait."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Mapping, Sequence
+from typing import TypeVar
+
+from lodger.device.view import DeviceView
+from lodger.errors import InternalError, LodgerError
+from lodger.plan.values import Candidate, Plan
+from lodger.spec import ModelSpec
+from lodger.supervisor.placement import Placement
+from lodger.supervisor.record import Record
+from lodger.supervisor.state import LoadFailed
+from lodger.supervisor.supervisor import Supervisor
+
+_log = logging.getLogger("lodger.supervisor")
+Result = TypeVar("Result")
+
+
+class Launcher:
+    """Reads folders, measures the device, plans, and hands what fits to the supervisor.
+
+    Models that are asked for together are planned together, so that the order in which they come does not matter.
+    """
+
+    def __init__(self, records: Mapping[str, Record], placement: Placement, supervisor: Supervisor) -> None:
+        self._records = records
+        self._placement = placement
+        self._supervisor = supervisor
+        self._process: dict[str, int] = {}  # device -> bytes of its worker itself, as last planned
+        self._work: asyncio.Task[None] | None = None
+
+    def wake(self) -> None:
+        """There is a new record."""
+        if self._work is None or self._work.done():
+            self._work = asyncio.create_task(self._place())
+
+    async def stop(self) -> None:
+        if self._work is not None:
+            self._work.cancel()
+            await asyncio.wait([self._work])
+
+    async def views(self) -> tuple[DeviceView, ...]:
+        pids = [worker.pid for worker in self._supervisor.workers() if worker.pid is not None]
+        return await asyncio.to_thread(self._placement.devices, pids)
+
+    async def plan(self, specs: Sequence[ModelSpec]) -> Plan:
+        """What would be granted to `specs` beside what is here. Those that are here already keep what they have.
+
+        Raises:
+            ModelProblem, DoesNotFit, Unsupported.
+        """
+        view = self._placement.choose(await self.views())
+        held = self._held(view)
+        here = {candidate.spec.uid for candidate in held}
+        new = [await asyncio.to_thread(self._placement.candidate, spec) for spec in specs if spec.uid not in here]
+        return await asyncio.to_thread(self._placement.plan, view, [*held, *new])
+
+    async def plans(self) -> tuple[Plan, ...]:
+        """What is granted now, on every device in use; on the one that would be used, when none is."""
+        views = await self.views()
+        used = [view for view in views if self._held(view)] or [self._placement.choose(views)]
+        return tuple(
+            Plan(
+                device=view,
+                reserve=self._placement.reserve(view),
+                process=self._process.get(view.id, 0),
+                models=tuple(candidate.held for candidate in self._held(view) if candidate.held is not None),
+            )
+            for view in used
+        )
+
+    async def _place(self) -> None:
+        """Until nobody waits for a grant. Who comes while folders are read is planned with those who came before."""
+        while waiting := [record for record in self._records.values() if record.waits and record.grant is None]:
+            unread = [record for record in waiting if record.candidate is None]
+            view = await _attempt(self._choose())
+            if isinstance(view, LodgerError):
+                for record in waiting:
+                    record.move(LoadFailed(view.info()))
+            elif unread:
+                for engine in {record.engine for record in unread}:
+                    self._supervisor.prewarm(view.id, engine)
+                await asyncio.gather(*map(self._read, unread))
+            else:
+                await self._grant(view, waiting)
+        await self._supervisor.release()
+
+    async def _choose(self) -> DeviceView:
+        return self._placement.choose(await self.views())
+
+    async def _read(self, record: Record) -> None:
+        found = await _attempt(asyncio.to_thread(self._placement.candidate, record.spec))
+        if isinstance(found, LodgerError):
+            record.move(LoadFailed(found.info()))
+        else:
+            record.candidate, record.spec = found, found.spec
+
+    async def _grant(self, view: DeviceView, waiting: Sequence[Record]) -> None:
+        """Plan as many of them as fit, first come, first served; then have them loaded."""
+        candidates = self._held(view)
+        accepted: list[Record] = []
+        plan: Plan | None = None
+        for record in waiting:
+            assert record.candidate is not None
+            tried = await _attempt(asyncio.to_thread(self._placement.plan, view, [*candidates, record.candidate]))
+            if isinstance(tried, LodgerError):
+                record.move(LoadFailed(tried.info()))
+            else:
+                plan = tried
+                candidates.append(record.candidate)
+                accepted.append(record)
+        if plan is None:
+            return
+        self._process[view.id] = plan.process
+        grants = {model.uid: model for model in plan.models}
+        for record in accepted:
+            record.device, record.grant = view.id, grants[record.spec.uid]
+            if record.waits:
+                self._supervisor.load(record)
+
+    def _held(self, view: DeviceView) -> list[Candidate]:
+        here = [record.held for record in self._records.values() if record.device == view.id]
+        return [candidate for candidate in here if candidate is not None]
+
+
+async def _attempt(work: Awaitable[Result]) -> Result | LodgerError:
+    """What `work` gives, or the error it ends with: a defect while one folder is read must not make all others wait."""
+    [result] = await asyncio.gather(work, return_exceptions=True)
+    if not isinstance(result, BaseException):
+        return result
+    if isinstance(result, LodgerError):
+        return result
+    _log.error("a defect of ours while planning", exc_info=result)
+    return InternalError("Lodger failed inside while planning this model.", hint="The server's log says where.")

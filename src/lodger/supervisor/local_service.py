@@ -1,0 +1,239 @@
+"""`LocalService`: the `Service` of one machine, made of a table of models, a plan and workers."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import aclosing, contextmanager, suppress
+from typing import cast
+
+import msgspec
+
+import lodger
+from lodger import log
+from lodger.engines import engine_name
+from lodger.errors import (
+    Cancelled,
+    Draining,
+    ModelFailed,
+    ModelLoading,
+    Overloaded,
+    UidTaken,
+    UnknownModel,
+    WorkerDown,
+    from_info,
+)
+from lodger.paths import Home
+from lodger.plan.values import Plan
+from lodger.service import ModelStatus, ServerStatus
+from lodger.spec import ModelSpec, check_uid
+from lodger.supervisor.launcher import Launcher
+from lodger.supervisor.placement import Placement
+from lodger.supervisor.record import Record
+from lodger.supervisor.remote import RemoteWorker
+from lodger.supervisor.supervisor import Supervisor
+from lodger.tasks import Delta, EmbedResult, EmbedTask, GenerateTask, RerankResult, RerankTask
+
+MAX_REQUESTS = 512  # of one model, in work or waiting
+HANG_SECONDS = 20.0
+_STOP_SECONDS = 10.0  # for a worker to give everything back before it is killed
+_SEARCHED_LINES = 5000  # of a worker's log, for those of one model
+
+
+class LocalService:
+    """Serves the models of one home on this machine. Make it inside the event loop that serves.
+
+    Args:
+        address: where clients reach it, as `status` tells it.
+        reserve: bytes to leave to others; None for the planner's own.
+        device: "cpu", "cuda:0", ...; None for the best that the machine has.
+        engine: runs every model, whatever engine its spec names: a name of `lodger.engines` or "module:Class".
+        placement: where it learns what fits; None for this machine's folders and devices.
+        silence: seconds without a sign of a busy worker after which it is taken for hung and replaced.
+    """
+
+    def __init__(
+        self,
+        home: Home,
+        *,
+        address: str = "",
+        reserve: int | None = None,
+        device: str | None = None,
+        engine: str | None = None,
+        placement: Placement | None = None,
+        silence: float = HANG_SECONDS,
+    ) -> None:
+        self._home = home
+        self._address = address
+        self._engine = engine
+        self._started = time.time()
+        self._records: dict[str, Record] = {}
+        self._supervisor = Supervisor(home, self._records, silence=silence)
+        placement = placement or Placement(home.models, device=device, reserve=reserve)
+        self._launcher = Launcher(self._records, placement, self._supervisor)
+        self._draining = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    async def generate(self, task: GenerateTask) -> AsyncIterator[Delta]:
+        with self._request(task.model) as remote:
+            async with aclosing(cast("AsyncGenerator[Delta, None]", remote.generate(task))) as deltas:
+                async for delta in deltas:
+                    yield delta
+
+    async def embed(self, task: EmbedTask) -> EmbedResult:
+        with self._request(task.model) as remote:
+            return await remote.embed(task)
+
+    async def rerank(self, task: RerankTask) -> RerankResult:
+        with self._request(task.model) as remote:
+            return await remote.rerank(task)
+
+    async def launch(self, spec: ModelSpec, *, wait: bool = True) -> ModelStatus:
+        """Plan and load a model. The uid of a failed model may be used again.
+
+        With `wait`, returns when the model is ready; a model that is refused before anything of it is loaded leaves no
+        trace. Without, returns at once and the model's status tells what becomes of it.
+        """
+        self._refuse_when_draining()
+        check_uid(spec.uid)
+        former = self._records.get(spec.uid)
+        if former is not None and former.life.state != "failed":
+            raise UidTaken(
+                f"The uid {spec.uid!r} is taken: that model is {former.life.state}.",
+                hint="Choose another uid, or terminate that model first.",
+                param="model_uid",
+            )
+        record = self._records[spec.uid] = self._record(spec)
+        self._launcher.wake()
+        if wait:
+            await self._until_ready(record, former)
+        return record.status()
+
+    def _record(self, spec: ModelSpec) -> Record:
+        meant = engine_name(spec.engine)
+        if spec.engine is not None and spec.engine.lower() != meant:
+            note = f"The engine {spec.engine!r} changes nothing: Lodger's own runtime serves this model."
+            spec = msgspec.structs.replace(spec, notes=(*spec.notes, note))
+        return Record(spec, self._engine or meant)
+
+    async def _until_ready(self, record: Record, former: Record | None) -> None:
+        life = await record.settled()
+        uid = record.spec.uid
+        if life.state == "stopping":
+            raise Cancelled(f"{uid} was terminated while it was loading.")
+        if life.error is not None:
+            if record.grant is None and self._records.get(uid) is record:
+                del self._records[uid]
+                if former is not None:
+                    self._records[uid] = former
+            raise from_info(life.error)
+
+    async def terminate(self, uid: str) -> None:
+        record = self._known(uid)
+        await self._supervisor.unload(record)
+        if self._records.get(uid) is record:
+            del self._records[uid]
+        await self._supervisor.release()
+
+    def models(self) -> list[ModelStatus]:
+        return [record.status() for record in self._records.values()]
+
+    def model(self, uid: str) -> ModelStatus:
+        return self._known(uid).status()
+
+    async def status(self) -> ServerStatus:
+        return ServerStatus(
+            version=lodger.__version__,
+            pid=os.getpid(),
+            started=self._started,
+            address=self._address,
+            home=str(self._home.root),
+            plan=await self._launcher.plans(),
+            workers=self._supervisor.workers(),
+            models=tuple(self.models()),
+        )
+
+    async def plan(self, specs: tuple[ModelSpec, ...]) -> Plan:
+        return await self._launcher.plan(specs)
+
+    def logs(self, uid: str | None, lines: int) -> list[str]:
+        """Last log lines of one model, from its worker's log, or of the server."""
+        if uid is None:
+            return log.tail(self._home.server_log, lines)
+        record = self._known(uid)
+        file = self._supervisor.log_file(record)
+        if file is None or lines <= 0:
+            return []
+        return log.concerning(uid, log.tail(file, max(lines, _SEARCHED_LINES)))[-lines:]
+
+    async def drain(self, timeout: float) -> None:
+        """Take nothing new, let what runs finish for `timeout` seconds at most, then end the workers."""
+        self._draining = True
+        with suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._idle.wait(), timeout)
+        await self.close()
+
+    async def close(self) -> None:
+        """End the workers now; what still runs ends with `Draining`."""
+        self._draining = True
+        await self._launcher.stop()
+        await self._supervisor.stop(_STOP_SECONDS)
+
+    @contextmanager
+    def _request(self, uid: str) -> Iterator[RemoteWorker]:
+        """One request of a model that is ready, counted."""
+        record, remote = self._admit(uid)
+        record.running += 1
+        self._idle.clear()
+        try:
+            yield remote
+        except Cancelled as error:  # not by its caller: the model was closed under it
+            raise UnknownModel(f"{uid} was terminated before this request was done.", param="model") from error
+        finally:
+            record.running -= 1
+            if not any(other.running for other in self._records.values()):
+                self._idle.set()
+
+    def _admit(self, uid: str) -> tuple[Record, RemoteWorker]:
+        """
+        Raises:
+            Draining, UnknownModel, ModelLoading, ModelFailed, WorkerDown, Overloaded.
+        """
+        self._refuse_when_draining()
+        record = self._known(uid)
+        life = record.life
+        if life.state == "loading":
+            raise ModelLoading(f"{uid} is loading, {life.progress:.0%} done.", hint="Try again in a moment.")
+        if life.state == "failed" and life.error is not None:
+            raise ModelFailed(f"{uid} is not served: {life.error.message}", hint=life.error.hint)
+        if life.state == "restarting" and life.error is not None:
+            raise WorkerDown(
+                f"{uid} is being restarted: {life.error.message}",
+                hint=life.error.hint,
+                retry_after=self._supervisor.retry_after(record),
+            )
+        if record.remote is None:
+            raise self._unknown(uid)
+        if record.running >= MAX_REQUESTS:
+            raise Overloaded(f"{record.running} requests are in work or waiting at {uid}.", retry_after=1)
+        return record, record.remote
+
+    def _refuse_when_draining(self) -> None:
+        if self._draining:
+            raise Draining("The server is stopping.", hint="Try again when it is back.")
+
+    def _known(self, uid: str) -> Record:
+        if uid not in self._records:
+            raise self._unknown(uid)
+        return self._records[uid]
+
+    def _unknown(self, uid: str) -> UnknownModel:
+        uids = ", ".join(uid for uid, record in self._records.items() if record.life.state != "stopping")
+        return UnknownModel(
+            f"There is no model with the uid {uid[:100]!r}.",
+            hint=f"There are: {uids}." if uids else "None was launched yet.",
+            param="model",
+        )

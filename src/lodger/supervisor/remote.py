@@ -1,0 +1,160 @@
+"""`RemoteWorker`: a worker process seen through its socket."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import NoReturn
+
+import msgspec
+
+from lodger.engines.base import LoadedInfo, LoadRequest
+from lodger.errors import ErrorInfo, InternalError, LodgerError, from_info
+from lodger.ipc import messages as m
+from lodger.ipc.channel import Channel
+from lodger.tasks import Delta, EmbedResult, EmbedTask, GenerateTask, RerankResult, RerankTask
+
+_log = logging.getLogger("lodger.supervisor")
+Answer = m.Progress | m.Loaded | m.Token | m.Vectors | m.Scores | m.Done | m.Failed
+_Answers = asyncio.Queue["Answer"]
+
+
+class RemoteWorker:
+    """Requests out, answers back. Every method raises `WorkerDown` once the worker is known to be lost."""
+
+    def __init__(self, channel: Channel[m.ToGateway]) -> None:
+        self._channel = channel
+        self._ids = itertools.count(1)
+        self._calls: dict[int, _Answers] = {}
+        self._lost: ErrorInfo | None = None
+        self.used = 0  # bytes it holds, as it says
+        self.heard = 0  # messages received
+
+    @property
+    def busy(self) -> bool:
+        """Whether anybody waits for an answer."""
+        return bool(self._calls)
+
+    @property
+    def lost(self) -> bool:
+        """Whether `fail` was called."""
+        return self._lost is not None
+
+    async def greet(self) -> int | None:
+        """Wait for the worker's Hello: the version of its messages; None when it ended before."""
+        hello = await self._channel.receive()
+        return hello.version if isinstance(hello, m.Hello) else None
+
+    async def run(self) -> None:
+        """Hand every answer to whoever waits for it, until the worker closes its end."""
+        while True:
+            try:
+                message = await self._channel.receive()
+            except LodgerError as error:
+                _log.error("a frame of the worker was skipped: %s", error.text)
+                continue
+            if message is None:
+                return
+            self.heard += 1
+            self._take(message)
+
+    def _take(self, message: m.ToGateway) -> None:
+        if isinstance(message, m.Heartbeat):
+            self.used = message.used
+        elif not isinstance(message, m.Hello) and message.id in self._calls:  # else it crossed our Cancel
+            self._calls[message.id].put_nowait(message)
+            if _is_last(message):
+                del self._calls[message.id]
+
+    def fail(self, error: LodgerError) -> None:
+        """The worker is lost: end everything in flight with `error`, and refuse what comes later."""
+        self._lost = error.info()
+        for id, answers in self._calls.items():
+            answers.put_nowait(m.Failed(id, self._lost))
+        self._calls.clear()
+
+    def shutdown(self) -> None:
+        """Ask it to end; `run` returns when it has."""
+        self._channel.post(m.Shutdown())
+
+    async def load(self, request: LoadRequest, progress: Callable[[float], None]) -> LoadedInfo:
+        """Load a model; `progress` is told 0..1.
+
+        Raises:
+            ModelProblem, OutOfMemory, WorkerDown.
+        """
+        with self._call() as (id, answers):
+            await self._send(m.Load(id, request))
+            while True:
+                match await answers.get():
+                    case m.Progress(fraction=fraction):
+                        progress(fraction)
+                    case m.Loaded(info=info):
+                        return info
+                    case other:
+                        _refuse(other)
+
+    async def unload(self, uid: str) -> None:
+        """Returns when the model's bytes are back."""
+        with self._call() as (id, answers):
+            await self._send(m.Unload(id, uid))
+            answer = await answers.get()
+            if not isinstance(answer, m.Done):
+                _refuse(answer)
+
+    async def generate(self, task: GenerateTask) -> AsyncIterator[Delta]:
+        """Closing the iterator cancels the request in the worker."""
+        with self._call(cancel=True) as (id, answers):
+            await self._send(m.Generate(id, task))
+            while True:
+                answer = await answers.get()
+                if not isinstance(answer, m.Token):
+                    _refuse(answer)
+                yield answer.delta
+                if answer.delta.usage is not None:
+                    return
+
+    async def embed(self, task: EmbedTask) -> EmbedResult:
+        with self._call(cancel=True) as (id, answers):
+            await self._send(m.Embed(id, task))
+            answer = await answers.get()
+            return answer.result if isinstance(answer, m.Vectors) else _refuse(answer)
+
+    async def rerank(self, task: RerankTask) -> RerankResult:
+        with self._call(cancel=True) as (id, answers):
+            await self._send(m.Rerank(id, task))
+            answer = await answers.get()
+            return answer.result if isinstance(answer, m.Scores) else _refuse(answer)
+
+    @contextmanager
+    def _call(self, *, cancel: bool = False) -> Iterator[tuple[int, _Answers]]:
+        """A request's id and the queue of its answers. With `cancel`, leaving it unanswered cancels it."""
+        if self._lost is not None:
+            raise from_info(self._lost)
+        id = next(self._ids)
+        answers = self._calls[id] = asyncio.Queue()
+        try:
+            yield id, answers
+        finally:
+            if self._calls.pop(id, None) is not None and cancel:
+                self._channel.post(m.Cancel(id))
+
+    async def _send(self, message: msgspec.Struct) -> None:
+        with suppress(ConnectionResetError):  # `fail` follows, and says why, to whoever waits for the answer
+            await self._channel.send(message)
+
+
+def _is_last(message: Answer) -> bool:
+    if isinstance(message, m.Token):
+        return message.delta.usage is not None
+    return not isinstance(message, m.Progress)
+
+
+def _refuse(answer: Answer) -> NoReturn:
+    """Raise what came instead of the answer expected."""
+    if isinstance(answer, m.Failed):
+        raise from_info(answer.error)
+    raise InternalError(f"The worker sent a {type(answer).__name__} where another answer was due.")

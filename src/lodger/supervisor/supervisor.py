@@ -1,0 +1,177 @@
+"""`Supervisor`: puts models into workers, one worker per device and engine, and puts them back after a crash."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from lodger import log
+from lodger.engines.base import LoadedInfo
+from lodger.errors import LodgerError, NotReady, WorkerDown
+from lodger.paths import Home
+from lodger.service import WorkerStatus
+from lodger.supervisor.keeper import Hooks, Keeper
+from lodger.supervisor.record import Record
+from lodger.supervisor.remote import RemoteWorker
+from lodger.supervisor.state import Loaded, LoadFailed, Progressed, StopAsked, WorkerDied
+
+_TAIL_LINES = 20
+_UNLOAD_SECONDS = 10.0  # for a worker without models to end before it is killed
+
+
+class Slot:
+    """A worker and who is being loaded into it."""
+
+    def __init__(self, keeper: Keeper) -> None:
+        self.keeper = keeper
+        self.loading: Record | None = None
+        self.loader: asyncio.Task[None] | None = None
+        self.more = asyncio.Event()  # something to load, or the end of the worker
+
+    def tail(self, start: int = 0) -> tuple[str, ...]:
+        """Last lines of the worker's log since its start, or since byte `start`."""
+        return tuple(log.tail(self.keeper.log_file, _TAIL_LINES, since=max(start, self.keeper.log_start)))
+
+
+class Supervisor:
+    """Loads and unloads what is in `records`, which belongs to the caller and is in the order of launching."""
+
+    def __init__(self, home: Home, records: Mapping[str, Record], *, silence: float) -> None:
+        self._home = home
+        self._records = records
+        self._silence = silence
+        self._slots: dict[tuple[str, str], Slot] = {}
+
+    def prewarm(self, device: str, engine: str) -> None:
+        """Start a worker ahead of its first model, so that its imports overlap with planning."""
+        self._slot(device, engine).keeper.want()
+
+    def load(self, record: Record) -> None:
+        """Have a granted model loaded, after those that wait already. Its life tells what becomes of it."""
+        assert record.device is not None
+        slot = self._slot(record.device, record.engine)
+        slot.more.set()
+        slot.keeper.want()
+
+    async def unload(self, record: Record) -> None:
+        """Returns when the model's bytes are back. A load under way is waited for: its thread cannot be stopped."""
+        remote = record.remote
+        record.move(StopAsked())
+        async with record.lock:
+            if remote is not None:
+                with suppress(NotReady):  # the worker is gone, and the bytes with it
+                    await remote.unload(record.spec.uid)
+
+    async def release(self) -> None:
+        """End the workers that nobody needs any more."""
+        idle = [key for key, slot in self._slots.items() if not self.needs(slot)]
+        await asyncio.gather(*(self._end(self._slots.pop(key), _UNLOAD_SECONDS) for key in idle))
+
+    async def stop(self, timeout: float) -> None:
+        """End every worker; what runs in them ends with `Draining`."""
+        slots = list(self._slots.values())
+        self._slots.clear()
+        await asyncio.gather(*(self._end(slot, timeout) for slot in slots))
+
+    def workers(self) -> tuple[WorkerStatus, ...]:
+        return tuple(
+            WorkerStatus(
+                device=keeper.device,
+                pid=keeper.pid,
+                state=keeper.state,
+                used=keeper.used,
+                uptime=keeper.uptime,
+                restarts=keeper.restarts,
+            )
+            for keeper in (slot.keeper for slot in self._slots.values())
+        )
+
+    def retry_after(self, record: Record) -> int | None:
+        """Seconds until the model's worker is started again; None when it runs."""
+        slot = self._find(record)
+        return slot.keeper.retry_after if slot and slot.keeper.state == "down" else None
+
+    def log_file(self, record: Record) -> Path | None:
+        """What the model's worker prints; None before it has one."""
+        return self._home.worker_log(_worker_name(record.device, record.engine)) if record.device else None
+
+    # What a slot and its keeper ask and tell.
+    def needs(self, slot: Slot) -> bool:
+        """Whether a model is in the slot or may come into it."""
+        wanted = [record for record in self._records.values() if record.waits or record.life.state == "ready"]
+        return any(record.device is None or self._find(record) is slot for record in wanted)
+
+    def on_up(self, slot: Slot, remote: RemoteWorker) -> None:
+        slot.loader = asyncio.create_task(self._load_all(slot, remote))
+
+    def on_down(self, slot: Slot, error: WorkerDown, up: bool) -> None:
+        tail = slot.tail()
+        for record in self._in(slot):
+            if record is not slot.loading:  # whose load ends with this error by itself
+                record.move(WorkerDied(error.info(), tail, culprit=not up))
+        slot.more.set()
+
+    async def _load_all(self, slot: Slot, remote: RemoteWorker) -> None:
+        """Load what waits until the worker is lost. Models that it died with go last."""
+        while not remote.lost:
+            waiting = [record for record in self._in(slot) if record.waits]
+            if waiting:
+                await self._load(slot, min(waiting, key=lambda record: record.life.strikes), remote)
+                await self.release()
+            else:
+                slot.more.clear()
+                await slot.more.wait()
+
+    async def _load(self, slot: Slot, record: Record, remote: RemoteWorker) -> None:
+        async with record.lock:
+            slot.loading = record
+            start = log.size(slot.keeper.log_file)
+            try:
+                info = await remote.load(record.request(), lambda fraction: record.move(Progressed(fraction)))
+            except WorkerDown as error:
+                record.move(WorkerDied(error.info(), slot.tail(start), culprit=True))
+            except LodgerError as error:
+                record.move(LoadFailed(error.info(), slot.tail(start)))
+            else:
+                await self._loaded(record, remote, info)
+            finally:
+                slot.loading = None
+
+    async def _loaded(self, record: Record, remote: RemoteWorker, info: LoadedInfo) -> None:
+        if record.waits:
+            record.move(Loaded(info))
+            record.remote = remote
+        else:  # it was terminated meanwhile
+            with suppress(NotReady):
+                await remote.unload(record.spec.uid)
+
+    def _slot(self, device: str, engine: str) -> Slot:
+        if (device, engine) not in self._slots:
+            log_file = self._home.worker_log(_worker_name(device, engine))
+            hooks = Hooks(
+                needed=lambda: self.needs(slot),
+                up=lambda remote: self.on_up(slot, remote),
+                down=lambda error, up: self.on_down(slot, error, up),
+            )
+            slot = Slot(Keeper(device, engine, log_file, hooks, silence=self._silence))
+            self._slots[device, engine] = slot
+        return self._slots[device, engine]
+
+    def _find(self, record: Record) -> Slot | None:
+        return self._slots.get((record.device or "", record.engine))
+
+    def _in(self, slot: Slot) -> list[Record]:
+        return [record for record in self._records.values() if self._find(record) is slot]
+
+    async def _end(self, slot: Slot, timeout: float) -> None:
+        await slot.keeper.stop(timeout)
+        slot.more.set()
+        if slot.loader is not None and slot.loader is not asyncio.current_task():
+            await slot.loader
+
+
+def _worker_name(device: str, engine: str) -> str:
+    """What a worker's log is named after."""
+    return device if engine == "native" else f"{device}-{engine.partition(':')[0]}"
