@@ -7,32 +7,32 @@ LodgerError
 │   ├── ContextExceeded           prompt and limit, both in tokens
 │   ├── Unsupported               a feature or value that Lodger does not serve
 │   ├── WrongKind                 a chat request to an embedding model, and so on
-│   └── BodyTooLarge (413)
+│   └── BodyTooLarge (413)        more bytes than one request may have
 ├── NotAllowed (403)              this caller may not do that here
-│   └── KeyRequired (401)
+│   └── KeyRequired (401)         this server wants its API key, and it was missing or wrong
 ├── UnknownModel (404)            no such uid; names the uids there are
-├── UidTaken (400)
+├── UidTaken (400)                a model of this uid is there already
 ├── ModelProblem (400)            a model folder that cannot be served
 │   ├── UnknownName               no such catalogue name; names the near misses
-│   ├── FolderMissing
-│   ├── FolderWithoutWeights
+│   ├── FolderMissing             no such folder
+│   ├── FolderWithoutWeights      a folder with no weights that Lodger reads
 │   ├── DamagedWeights            truncated or inconsistent file, named, with bytes
-│   └── UnknownArchitecture
+│   └── UnknownArchitecture       no family that Lodger serves; names it
 ├── DoesNotFit (507)              the plan's refusal, with every number and the way out
 ├── OutOfMemory (507)             one request or one load ran out; the process lives
 ├── NotReady (503)                come back later; says when (Retry-After)
-│   ├── ModelLoading
+│   ├── ModelLoading              not ready yet
 │   ├── ModelFailed               did not load, or died; with the reason
 │   ├── WorkerDown                its process is being restarted
 │   ├── Draining                  the server is stopping
-│   └── Overloaded (429)
+│   └── Overloaded (429)          too many requests wait already
 ├── Cancelled (499)               the client went away or asked for it
 ├── SetupProblem (500)            the command line's own: the fix is on this machine
-│   ├── PortTaken
-│   ├── ConfigProblem
-│   ├── AlreadyRunning
-│   ├── NotRunning
-│   └── MissingDependency
+│   ├── PortTaken                 by whom, and the next free port
+│   ├── ConfigProblem             lodger.yaml or an option cannot be read; names the place
+│   ├── AlreadyRunning            this home has a server
+│   ├── NotRunning                this home has no server, or it does not answer
+│   └── MissingDependency         a package is not installed; says which and how
 └── InternalError (500)           a defect of ours; the log has the trace under the request id
 
 The same error reads the same in the CLI, in the API (``detail`` and ``error.message``) and in the log. A message holds
