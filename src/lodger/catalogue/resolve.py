@@ -102,7 +102,7 @@ def _existing(path: str) -> str:
             f"{path!r} is a file.", hint="Give the folder that holds config.json and the weights.", param="model_path"
         )
     if not os.path.isdir(folder):
-        raise FolderMissing(f"There is no folder {path!r}.", hint="Check the path.", param="model_path")
+        raise FolderMissing(f"There is no folder {path[:300]!r}.", hint="Check the path.", param="model_path")
     return folder
 
 

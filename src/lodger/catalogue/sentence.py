@@ -72,9 +72,8 @@ def _pooling(fields: Fields, default: Pooling) -> Pooling:
     named = fields.values.get("pooling_mode")
     names = [named] if isinstance(named, str) else [*_flags(fields.values)]
     if len(names) != 1 or names[0] not in _MODES:
-        raise ModelProblem(
-            f"{fields.file} asks for the pooling {names or None!r:.80}.", hint="Served: cls, mean, lasttoken."
-        )
+        shown = str(names)[1:-1][:80] or "none"
+        raise ModelProblem(f"{fields.file} asks for the pooling {shown}.", hint="Served: cls, mean, lasttoken.")
     return _MODES[names[0]]
 
 
