@@ -11,7 +11,7 @@ one prefill step and one decode step of the same scheduler may be in flight toge
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from itertools import islice
 
 from lodger.errors import InternalError
@@ -53,7 +53,7 @@ class GenerateScheduler:
 
     def has_prefill(self) -> bool:
         """`next_prefill` would give a step."""
-        return any(s.prefilling for s in self._running.values()) or next(self._admissible(), None) is not None
+        return any(s.prefilling for s in self._running.values()) or self._admissible() is not None
 
     def has_decode(self) -> bool:
         """Some sequence is ready for its next token."""
@@ -109,7 +109,7 @@ class GenerateScheduler:
             if left > 0:
                 rows.append(self._row(sequence, left))
                 left -= len(rows[-1].tokens)
-        while left > 0 and (admitted := next(self._admissible(), None)):
+        while left > 0 and (admitted := self._admissible()):
             self._admit(*admitted)
             rows.append(self._row(admitted[0], left))
             left -= len(rows[-1].tokens)
@@ -136,22 +136,20 @@ class GenerateScheduler:
         insort(self._waiting, sequence, key=_arrival)
         self._digests[sequence.id] = self._pool.digests(sequence.tokens[:-1])
 
-    def _admissible(self) -> Iterator[tuple[Sequence, list[int]]]:
+    def _admissible(self) -> tuple[Sequence, list[int]] | None:
         """The first waiting sequence that can start now, with the blocks it finds in the cache.
 
         One whose next block is being computed by another waits for it and lets those behind pass meanwhile: the other
         is running, so this ends, and then it is the first again. Whoever lacks room lets nobody pass.
         """
         if len(self._running) >= self._max_running:
-            return
+            return None
         for sequence in islice(self._waiting, self._max_running):
             digests = self._digests[sequence.id]
             cached = self._pool.lookup(digests)
-            if len(cached) < len(digests) and digests[len(cached)] in self._promised:
-                continue
-            if self._fits(sequence, cached):
-                yield sequence, cached
-            return
+            if len(cached) == len(digests) or digests[len(cached)] not in self._promised:
+                return (sequence, cached) if self._fits(sequence, cached) else None
+        return None
 
     def _fits(self, sequence: Sequence, cached: list[int]) -> bool:
         """Room for all its tokens, and a block to grow for each that already runs: else they would preempt it soon."""

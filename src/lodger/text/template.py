@@ -99,11 +99,10 @@ class ChatTemplate:
                 if length > MAX_PROMPT:
                     raise InvalidRequest(f"the chat template writes more than {MAX_PROMPT} characters.")
         except jinja2.TemplateError as error:
-            raise InvalidRequest(f"the model's chat template says: {error.message}", param="messages") from error
+            raise InvalidRequest(f"the model's chat template says: {_line(error)}", param="messages") from error
         except _TEMPLATE_ERRORS as error:
-            raise InvalidRequest(
-                f"the model's chat template cannot write this conversation: {error}", param="messages"
-            ) from error
+            words = f"the model's chat template cannot write this conversation: {_line(error)}"
+            raise InvalidRequest(words, param="messages") from error
         return "".join(pieces)
 
     def _shows_only(self, content: Any) -> bool:
@@ -152,6 +151,11 @@ def _part(part: Any, place: int) -> str:
     if kind is None or not isinstance(part.get("text"), str):
         raise MalformedBody(f"messages.{place}.content holds a part without text.", param="messages")
     return str(part["text"])
+
+
+def _line(error: Exception) -> str:
+    """What a template said, as one line of at most 300 characters."""
+    return " ".join(str(error).split())[:300]
 
 
 def _token_text(token: Any) -> str:
