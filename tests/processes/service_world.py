@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lodger.budget import Budget
 from lodger.catalogue.facts import ModelFacts
 from lodger.device.view import DeviceView
 from lodger.errors import FolderMissing
 from lodger.paths import Home
-from lodger.plan.planner import plan
-from lodger.plan.values import Candidate, Plan
-from lodger.service import ModelStatus
+from lodger.plan.values import Candidate
 from lodger.spec import ModelSpec
 from lodger.supervisor.local_service import LocalService
 from lodger.supervisor.placement import Placement
@@ -25,6 +22,7 @@ from lodger.units import GIB
 
 DEADLINE = 20.0  # seconds for anything that should take a moment: a test that hangs must end
 FAULTY = "faulty_engine:FaultyEngine"
+UNSTARTABLE = "faulty_engine:UnstartableEngine"
 Result = TypeVar("Result")
 
 

@@ -106,7 +106,7 @@ class Keeper:
         await self._watching
 
     async def _watch(self) -> None:
-        """Border of the supervisor's child watcher: whatever goes wrong with one worker, the next one is started."""
+        """One worker after the other, as long as one is needed."""
         while not self._stopping.is_set():
             if not (self._wanted.is_set() or self._hooks.needed()):
                 await self._wanted.wait()
@@ -114,7 +114,7 @@ class Keeper:
             self._wanted.clear()
             try:
                 await self._live()
-            except Exception as problem:
+            except Exception as problem:  # border: the watcher of a child process starts the next one whatever happens
                 _log.exception("the worker of %s could not be kept", self.device)
                 self._lose(None, f"could not be kept: {problem}")
             with suppress(asyncio.TimeoutError):

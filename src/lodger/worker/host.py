@@ -58,7 +58,7 @@ class Host:
             self._tasks[message.id].cancel()
 
     async def _answer(self, message: Request) -> None:
-        """Border of the worker's message loop: whatever goes wrong ends this request and nothing else."""
+        """Work on one message and say what became of it."""
         request_id.set(f"{_uid(message)}/{message.id}")
         try:
             await self._work(message)
@@ -67,7 +67,7 @@ class Host:
             self._channel.post(m.Failed(message.id, error.info()))
         except ConnectionResetError:
             _log.info("the gateway is gone")
-        except Exception:
+        except Exception:  # border: whatever goes wrong with a message from the gateway ends that request alone
             _log.exception("a defect of ours")
             defect = InternalError("The model's process failed at this request.", hint=f"Its log: {request_id.get()}.")
             self._channel.post(m.Failed(message.id, defect.info()))
