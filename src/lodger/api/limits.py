@@ -105,7 +105,7 @@ def _children(value: Any) -> list[Any]:
 
 def _depth_exceeds(value: Any, limit: int) -> bool:
     level = [value]
-    for _ in range(limit + 1):
+    for _ in range(limit):
         level = [child for item in level for child in _children(item) if type(child) in (dict, list)]
     return bool(level)
 
