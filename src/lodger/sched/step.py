@@ -32,7 +32,7 @@ class Item(NamedTuple):
     """One text of one request inside an encoding step."""
 
     job: int  # id of the request
-    index: int  # of the text in the request
+    index: int  # type: ignore[assignment]  # of the text in the request; hides tuple.index
     tokens: tuple[int, ...]
     token_types: tuple[int, ...] | None = None  # segment ids of a pair, where the model has them
 
