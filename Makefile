@@ -34,7 +34,7 @@ test: lint
 
 bench:
 	@scripts/install test
-	@$(BIN)/python -m bench.run
+	@$(BIN)/python -m bench.compare lodger $(PEER)
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build

@@ -54,7 +54,7 @@ async def singles(to: Target, *, clients: int, requests: int) -> dict[str, Any]:
 
 
 async def usage(to: Target, *, texts: int = 16) -> dict[str, Any]:
-    """Tokens reported for the same texts one at a time and all at once: the same number, if each request counts its own."""
+    """Tokens reported for the same texts one at a time and all at once: the same, if each request counts its own."""
     inputs = [text(4 + i, 500 + i) for i in range(texts)]
     alone = [(await _embed(to, [one]))["usage"]["total_tokens"] for one in inputs]
     together = await asyncio.gather(*(_embed(to, [one]) for one in inputs))

@@ -24,18 +24,18 @@ print(json.dumps({"python": sys.version.split()[0], "prefix": sys.prefix, **foun
 
 def memory(pid: int) -> dict[str, Any]:
     """Proportional set size of a process and all its descendants: shared pages are counted once."""
-    rows = []
+    rows: list[tuple[str, int, int]] = []  # name, PSS, RSS
     for process in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]:
         try:
             used = process.memory_full_info()
-            rows.append({"name": process.name(), "pss_mib": used.pss / MIB, "rss_mib": used.rss / MIB})
+            rows.append((process.name(), used.pss, used.rss))
         except (psutil.NoSuchProcess, psutil.ZombieProcess):
             continue
     return {
         "processes": len(rows),
-        "pss_mib": round(sum(row["pss_mib"] for row in rows)),
-        "rss_mib": round(sum(row["rss_mib"] for row in rows)),
-        "each": [{**row, "pss_mib": round(row["pss_mib"]), "rss_mib": round(row["rss_mib"])} for row in rows],
+        "pss_mib": round(sum(pss for _, pss, _ in rows) / MIB),
+        "rss_mib": round(sum(rss for _, _, rss in rows) / MIB),
+        "each": [{"name": name, "pss_mib": round(pss / MIB), "rss_mib": round(rss / MIB)} for name, pss, rss in rows],
     }
 
 

@@ -13,12 +13,13 @@ from typing import Any
 
 import httpx
 
-WORDS = (
+_SENTENCES = (
     "the model server reads packed tokens from every request and returns vectors while memory on the shared device "
     "stays inside a fixed budget because other people run training jobs there and nobody wants an out of memory error "
     "in the middle of the night so the planner measures free space first then decides how many blocks each worker gets "
     "documents are split into chunks about two hundred tokens long before they are embedded and stored in an index"
-).split()
+)
+WORDS = _SENTENCES.split()
 
 
 def text(words: int, seed: int) -> str:
@@ -62,7 +63,7 @@ async def target(url: str, api_key: str | None = None) -> AsyncIterator[Target]:
 
 @dataclass
 class Measured:
-    """What one timed part counted. A request that failed stops the whole run: a rate with errors in it means nothing."""
+    """What one timed part counted. A failed request stops the whole run: a rate with errors in it means nothing."""
 
     latencies: list[float] = field(default_factory=list)  # seconds
     items: int = 0  # texts, pairs or tokens

@@ -88,7 +88,13 @@ def _families(models: Path) -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
         "model_specs": [{**spec("chat"), "model_size_in_billions": "0_135"}],
     }
     shared = {"version": 2, "language": ["en"]}
-    embedding = {**shared, "model_name": "bench-emb", "dimensions": 384, "max_tokens": 256, "model_specs": [spec("emb")]}
+    embedding = {
+        **shared,
+        "model_name": "bench-emb",
+        "dimensions": 384,
+        "max_tokens": 256,
+        "model_specs": [spec("emb")],
+    }
     rerank = {
         **shared,
         "model_name": "bench-rerank",
