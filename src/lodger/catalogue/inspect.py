@@ -80,6 +80,8 @@ def _refuse_unserved(folder: Path, config: Fields, identity: _Identity) -> None:
             f"{folder.name} holds quantised weights, which are not served.",
             hint="Use the same model in bfloat16, float16 or float32.",
         )
+    if config.values.get("position_embedding_type", "absolute") != "absolute":
+        raise ModelProblem(f"{folder.name} has relative positions in its attention, which are not served.")
     if identity.kind == "chat" and has_modules(folder):
         raise ModelProblem(
             f"{folder.name} makes vectors with a chat model ({identity.architecture}), which is not served.",

@@ -6,8 +6,10 @@ without reading outside of it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -63,7 +65,7 @@ def weight_files(folder: Path) -> tuple[list[Path], dict[str, str]]:
     Raises:
         FolderWithoutWeights, DamagedWeights.
     """
-    if (folder / SINGLE).exists():
+    if os.path.lexists(folder / SINGLE):  # a link to nowhere is a damaged file, not an absent one
         return [folder / SINGLE], {}
     if not (folder / INDEX).exists():
         raise _no_weights(folder)
@@ -165,8 +167,10 @@ def _check_layout(file: str, tensors: list[StoredTensor], actual: int, begin: in
 
 
 def _no_weights(folder: Path) -> FolderWithoutWeights:
+    found: list[str] = []
     endings = (".bin", ".safetensors", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".h5", ".msgpack")
-    found = sorted(path.name for path in folder.iterdir() if path.suffix in endings)
+    with contextlib.suppress(OSError):  # a folder may be readable by name only
+        found = sorted(path.name for path in folder.iterdir() if path.suffix in endings)
     shown = ", ".join(found[:5]) + (f" and {len(found) - 5} more" if len(found) > 5 else "")
     if not found:
         return FolderWithoutWeights(f"{folder.name} has no weights.", hint=f"Put {SINGLE} into it.")
