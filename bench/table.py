@@ -40,8 +40,9 @@ def _median(part: str, *path: str) -> Callable[[dict[str, Any]], Number]:
         values = []
         for run in server["runs"].get(part, ()):
             for name in path:
-                run = run[name]
-            values.append(float(run))
+                run = run.get(name, {})  # what a run did not have, such as gaps in a stream of one piece
+            if run != {}:
+                values.append(float(run))
         return statistics.median(values) if values else None
 
     return read
