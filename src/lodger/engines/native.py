@@ -1,0 +1,127 @@
+"""`NativeEngine`: Lodger's own runtime behind the contract of engines. All models of a worker share one device loop."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import psutil
+import torch
+
+from lodger.engines.base import LoadedInfo, LoadRequest
+from lodger.engines.native_encode import BiEncoder, CrossEncoder, EmbeddingModel
+from lodger.engines.native_generate import GenerateModel
+from lodger.engines.native_model import ServedModel, Serving
+from lodger.errors import OutOfMemory
+from lodger.runtime import kv
+from lodger.runtime.device_loop import DeviceLoop
+from lodger.runtime.dtype import precisions
+from lodger.runtime.loading import load_runner
+from lodger.runtime.runner import Runner
+from lodger.text.tokenizer import Tokenizer
+from lodger.units import gib
+
+_TOKENIZER_THREADS = 2
+_ENCODERS = {None: EmbeddingModel, "cross-encoder": CrossEncoder, "bi-encoder": BiEncoder}
+
+
+class _Key(NamedTuple):
+    """What makes two models use the same weights."""
+
+    path: str
+    architecture: str
+    dtype: str | None  # as asked for
+
+
+class NativeEngine:
+    """Models of one folder share its weights, so an embedding model can be the reranker too without a second copy.
+
+    `load` is called by one thread at a time.
+    """
+
+    def __init__(self, device: str) -> None:
+        self._device = torch.device(device)
+        self._loop = DeviceLoop(device)
+        self._pool = ThreadPoolExecutor(_TOKENIZER_THREADS, thread_name_prefix="tokenizer")
+        self._runners: dict[_Key, Runner] = {}
+        self._users: dict[str, _Key] = {}  # uid -> whose weights it uses
+        self._granted: dict[str, int] = {}  # uid -> bytes
+
+    def load(self, request: LoadRequest, progress: Callable[[float], None]) -> ServedModel:
+        """
+        Raises:
+            ModelProblem: the folder cannot be served; its subclasses say why.
+            OutOfMemory: the weights or the KV cache do not fit into what was granted, or the device has no more.
+        """
+        self._grant(request.spec.uid, request.budget.total)
+        try:
+            return self._load(request, progress)
+        except (MemoryError, torch.OutOfMemoryError):
+            self._release(request.spec.uid)
+            raise OutOfMemory(
+                f"the device ran out of memory while {request.facts.name} was loaded into {gib(request.budget.total)}.",
+                hint="Free memory on the device, or choose a smaller model.",
+            ) from None
+        except BaseException:
+            self._release(request.spec.uid)
+            raise
+
+    def used(self) -> int:
+        """Bytes this process holds on its device.
+
+        Raises:
+            InternalError: the device's thread has ended, so nothing is served any more.
+        """
+        self._loop.check()
+        if self._device.type == "cpu":
+            return int(psutil.Process().memory_info().rss)
+        return torch.cuda.memory_reserved(self._device)
+
+    def close(self) -> None:
+        self._loop.close()
+        self._pool.shutdown()
+
+    def _load(self, request: LoadRequest, progress: Callable[[float], None]) -> ServedModel:
+        start = time.monotonic()
+        facts, budget, uid = request.facts, request.budget, request.spec.uid
+        tokenizer = Tokenizer.load(facts.path, lowercase=facts.lowercase)
+        key = _Key(facts.path, facts.architecture, request.dtype)
+        shared = key in self._runners
+        if not shared:
+            candidates = precisions(facts, request.dtype, self._device)
+            self._runners[key] = load_runner(facts, budget.weights, candidates, self._device, progress)
+        self._users[uid] = key
+        runner = self._runners[key]
+        limit = min(budget.context_length or facts.context_length, facts.context_length)
+        memory = {"weights": 0 if shared else runner.weight_bytes}
+        cache = None
+        if facts.is_decoder:
+            cache = kv.allocate(facts, budget, runner.precision.compute, self._device)
+            limit = min(limit, cache.blocks * cache.block_size)
+            memory["kv_cache"] = cache.nbytes
+        progress(1.0)
+        info = LoadedInfo(
+            dtype=runner.precision.name, context_length=limit, memory=memory, load_seconds=time.monotonic() - start
+        )
+        serving = Serving(uid, facts, info, tokenizer, self._loop, self._pool, lambda: self._release(uid))
+        if cache is not None:
+            return GenerateModel(serving, runner, cache, budget.step_tokens)
+        return _ENCODERS[facts.rerank_method](serving, runner, budget.step_tokens)
+
+    def _grant(self, uid: str, size: int) -> None:
+        """Count what this model may hold; on a GPU torch's allocator refuses more than the sum of all grants."""
+        self._granted[uid] = size
+        if self._device.type == "cuda":
+            total = torch.cuda.get_device_properties(self._device).total_memory
+            torch.cuda.set_per_process_memory_fraction(min(sum(self._granted.values()) / total, 1.0), self._device)
+
+    def _release(self, uid: str) -> None:
+        """Forget a model; the last one that uses some weights takes them along."""
+        self._granted.pop(uid, None)
+        key = self._users.pop(uid, None)
+        if key is not None and key not in self._users.values():
+            del self._runners[key]
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()

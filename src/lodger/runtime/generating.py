@@ -1,0 +1,128 @@
+"""`GenerateLane`: the chats of one model on the device, from their first chunk to their last token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from lodger.errors import Cancelled, LodgerError
+from lodger.runtime.kv import KVCache
+from lodger.runtime.recovery import run_or_split
+from lodger.runtime.runner import Runner
+from lodger.runtime.sampling import Sampler, sample
+from lodger.sched.arbiter import Claim
+from lodger.sched.blocks import BlockPool
+from lodger.sched.generate import GenerateScheduler
+from lodger.sched.sequence import Sequence
+from lodger.sched.step import GenerateStep, Lane, Row
+from lodger.tasks import FinishReason
+
+MAX_RUNNING = 64  # sequences in one decode step: the rows of logits that the plan counts memory for
+_SMALLEST_CHUNK = 32  # tokens; a prompt is not split further when memory is short
+
+
+class Made(NamedTuple):
+    """What became of one sequence in one step: a token, or its end, or both. After an end nothing more comes."""
+
+    token: int | None = None
+    finish: FinishReason | None = None
+    error: LodgerError | None = None
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One choice of one request."""
+
+    sequence: Sequence
+    sampler: Sampler
+    stops: frozenset[int]  # token ids that end the text and are not part of it
+    deliver: Callable[[Made], None]  # called on the device's thread
+
+
+class GenerateLane:
+    """Called by the device's thread only, apart from the constructor."""
+
+    def __init__(self, name: str, runner: Runner, cache: KVCache, step_tokens: int) -> None:
+        self.name = name
+        self.step_tokens = step_tokens
+        self._runner, self._cache = runner, cache
+        self._scheduler = GenerateScheduler(BlockPool(cache.blocks, cache.block_size), max_running=MAX_RUNNING)
+        self._generations: dict[int, Generation] = {}
+
+    @property
+    def decoding(self) -> bool:
+        return self._scheduler.has_decode()
+
+    def add(self, generation: Generation) -> None:
+        self._generations[generation.sequence.id] = generation
+        self._scheduler.add(generation.sequence)
+
+    def cancel(self, sequence_id: int) -> None:
+        """Nobody waits for this sequence any more; it gets no further word."""
+        if self._generations.pop(sequence_id, None):
+            self._scheduler.cancel(sequence_id)
+
+    def close(self) -> None:
+        for sequence_id in list(self._generations):
+            self._end(sequence_id, Made(error=Cancelled("the model was unloaded.")))
+
+    def decode(self) -> None:
+        """One token of every running chat."""
+        self._run(self._scheduler.next_decode(MAX_RUNNING))
+
+    def claims(self, budget: int) -> Iterable[Claim]:
+        if self._scheduler.has_prefill():
+            tokens = min(self._scheduler.prefill_tokens, self.step_tokens, budget)
+            yield Claim(self.name, "prefill", tokens, urgent=False)
+
+    def micro_step(self, lane: Lane, budget: int) -> None:
+        self._run(self._scheduler.next_prefill(min(budget, self.step_tokens)))
+
+    def _run(self, step: GenerateStep | None) -> None:
+        if step is not None:
+            run_or_split(step, self._compute, _halves, self._fail)
+
+    def _compute(self, step: GenerateStep) -> None:
+        step = step._replace(rows=tuple(row for row in step.rows if row.sequence in self._generations))
+        if not step.rows:
+            return
+        logits = self._runner.logits(step, self._cache)
+        sampled = [self._generations[row.sequence] for row in step.rows if row.sample]
+        tokens = sample(logits, [generation.sampler for generation in sampled]) if sampled else []
+        chosen = {g.sequence.id: token for g, token in zip(sampled, tokens, strict=True)}
+        self._scheduler.complete(step, chosen)
+        for sequence_id, token in chosen.items():
+            self._deliver(sequence_id, token)
+
+    def _deliver(self, sequence_id: int, token: int) -> None:
+        generation = self._generations[sequence_id]
+        if token in generation.stops:
+            self._end(sequence_id, Made(token, finish="stop"))
+        elif generation.sequence.exhausted:
+            self._end(sequence_id, Made(token, finish="length"))
+        else:
+            generation.deliver(Made(token))
+
+    def _fail(self, step: GenerateStep, error: LodgerError) -> None:
+        for sequence_id in {row.sequence for row in step.rows} & self._generations.keys():
+            self._end(sequence_id, Made(error=error))
+
+    def _end(self, sequence_id: int, made: Made) -> None:
+        self._scheduler.finish(sequence_id)
+        self._generations.pop(sequence_id).deliver(made)
+
+
+def _halves(step: GenerateStep) -> tuple[GenerateStep, GenerateStep] | None:
+    """Half of the rows each, or half of the one row's tokens."""
+    rows = step.rows
+    if len(rows) > 1:
+        middle = len(rows) // 2
+        return step._replace(rows=rows[:middle]), step._replace(rows=rows[middle:])
+    row = rows[0]
+    if len(row.tokens) < 2 * _SMALLEST_CHUNK:
+        return None
+    middle = len(row.tokens) // 2
+    first = row._replace(tokens=row.tokens[:middle], sample=False)
+    second = Row(row.sequence, row.tokens[middle:], row.start + middle, row.blocks, row.sample)
+    return step._replace(rows=(first,)), step._replace(rows=(second,))

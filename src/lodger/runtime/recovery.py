@@ -1,0 +1,60 @@
+"""What happens when a step fails: only those pay whose work it was, and the device loop lives on."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+
+from lodger.errors import InternalError, LodgerError, OutOfMemory
+
+_log = logging.getLogger("lodger.runtime")
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+Work = TypeVar("Work")
+
+
+def run_or_split(
+    work: Work,
+    compute: Callable[[Work], None],
+    halves: Callable[[Work], tuple[Work, Work] | None],
+    fail: Callable[[Work, LodgerError], None],
+) -> None:
+    """Compute `work`; out of memory, compute its halves one after the other, and theirs.
+
+    Args:
+        halves: None where the work cannot be split any more.
+        fail: is told of work that is lost, with the error for those who wait for it.
+    """
+    error = _attempt(work, compute)
+    if error is None:
+        return
+    parts = halves(work) if isinstance(error, OutOfMemory) else None
+    if parts is None:
+        fail(work, error)
+        return
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    for part in parts:
+        run_or_split(part, compute, halves, fail)
+
+
+def _attempt(work: Work, compute: Callable[[Work], None]) -> LodgerError | None:
+    """The error as a value: its traceback would hold on to the tensors of the failed step."""
+    try:
+        compute(work)
+    except Exception as error:  # border: a step on the device. The log has the trace, those who wait get a LodgerError.
+        if _is_out_of_memory(error):
+            return OutOfMemory(
+                "this request does not fit into the memory that is left.", hint="Send less text at once."
+            )
+        _log.exception("a step failed: %s", work)
+        return InternalError("The model failed at this request.", hint="The worker's log has the reason.")
+    return None
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)

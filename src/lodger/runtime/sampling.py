@@ -1,0 +1,156 @@
+"""How the next token is chosen from logits, for a whole step at once.
+
+The order of operations and their meaning are those of transformers' generation: penalties, temperature, top-k, top-p,
+min-p. Presence and frequency penalties are OpenAI's: they count generated tokens only.
+
+A random choice takes one number in 0..1 from its sequence's own generator and looks it up in the cumulative
+distribution, so a seed gives the same text whatever else is in the batch.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from lodger.tasks import SamplingParams
+
+_PREFILTER = 1024  # candidates looked at first for top-p; all of them where these do not hold enough probability
+
+
+class Rules(NamedTuple):
+    """Sampling parameters with nothing left open. The values that turn a rule off are the defaults."""
+
+    temperature: float = 1.0  # 0: greedy
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+
+    @classmethod
+    def of(cls, asked: SamplingParams, defaults: Mapping[str, Any]) -> Rules:
+        """What was asked, else what the model's generation_config.json says, else off."""
+        given = {name: getattr(asked, name) for name in cls._fields}
+        return cls(**{**defaults, **{name: value for name, value in given.items() if value is not None}})
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature == 0
+
+    @property
+    def penalises(self) -> bool:
+        return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
+
+    @property
+    def ranks(self) -> bool:
+        """Needs the candidates in order of their probability."""
+        return self.top_k > 0 or self.top_p < 1
+
+
+class Sampler:
+    """The rules of one sequence and what they remember of it."""
+
+    def __init__(self, rules: Rules, seed: int | None, prompt: Sequence[int], vocab_size: int, device: torch.device):
+        self.rules = rules
+        self._random = random.Random(seed)
+        self.seen: torch.Tensor | None = None  # [vocab_size] bool: in the prompt or generated
+        self.counts: torch.Tensor | None = None  # [vocab_size] int32: times generated
+        if rules.penalises:
+            self.seen = torch.zeros(vocab_size, dtype=torch.bool, device=device)
+            self.seen[torch.tensor(prompt, device=device)] = True
+            self.counts = torch.zeros(vocab_size, dtype=torch.int32, device=device)
+
+    def draw(self) -> float:
+        """The next random number, 0 <= number < 1."""
+        return self._random.random()
+
+    def accept(self, token: int) -> None:
+        """`token` was chosen."""
+        if self.seen is not None and self.counts is not None:
+            self.seen[token] = True
+            self.counts[token] += 1
+
+
+@torch.inference_mode()
+def sample(logits: torch.Tensor, samplers: Sequence[Sampler]) -> list[int]:
+    """The next token of each row.
+
+    Args:
+        logits: [rows, vocab_size] float32; may be overwritten.
+        samplers: one for each row, told of the choice.
+    """
+    if any(sampler.rules.penalises for sampler in samplers):
+        _penalise(logits, samplers)
+    chosen = logits.argmax(dim=-1)
+    for ranks in (False, True):
+        rows = [n for n, s in enumerate(samplers) if not s.rules.greedy and s.rules.ranks is ranks]
+        if rows:
+            at = torch.tensor(rows, device=logits.device)
+            pick = _draw_ranked if ranks else _draw
+            chosen[at] = pick(logits[at], [samplers[n] for n in rows])
+    tokens: list[int] = chosen.tolist()
+    for sampler, token in zip(samplers, tokens, strict=True):
+        sampler.accept(token)
+    return tokens
+
+
+def _column(values: Sequence[float], like: torch.Tensor) -> torch.Tensor:
+    """[rows, 1] on the device and in the dtype of `like`."""
+    return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None]
+
+
+def _penalise(logits: torch.Tensor, samplers: Sequence[Sampler]) -> None:
+    rows = [n for n, sampler in enumerate(samplers) if sampler.rules.penalises]
+    rules = [samplers[n].rules for n in rows]
+    at = torch.tensor(rows, device=logits.device)
+    seen = torch.stack([s.seen for s in samplers if s.seen is not None])
+    counts = torch.stack([s.counts for s in samplers if s.counts is not None])
+    values = logits[at]
+    repetition = _column([r.repetition_penalty for r in rules], values)
+    repeated = torch.where(values < 0, values * repetition, values / repetition)
+    values = torch.where(seen, repeated, values)
+    values -= _column([r.presence_penalty for r in rules], values) * (counts > 0)
+    values -= _column([r.frequency_penalty for r in rules], values) * counts
+    logits[at] = values
+
+
+def _draw(logits: torch.Tensor, samplers: Sequence[Sampler]) -> torch.Tensor:
+    """Rows without top-k and top-p: the distribution in the order of the vocabulary."""
+    probabilities = (logits / _column([s.rules.temperature for s in samplers], logits)).softmax(dim=-1)
+    floor = _column([s.rules.min_p for s in samplers], logits) * probabilities.amax(dim=-1, keepdim=True)
+    return _pick(probabilities.masked_fill_(probabilities < floor, 0), samplers)
+
+
+def _draw_ranked(logits: torch.Tensor, samplers: Sequence[Sampler]) -> torch.Tensor:
+    """Rows with top-k or top-p: the most probable candidates, in falling order."""
+    vocab_size = logits.shape[-1]
+    scaled = logits / _column([s.rules.temperature for s in samplers], logits)
+    top_k = _column([s.rules.top_k or vocab_size for s in samplers], logits)
+    top_p = _column([s.rules.top_p for s in samplers], logits)
+    width = min(vocab_size, max(_PREFILTER, *(s.rules.top_k for s in samplers)))
+    values, order = scaled.topk(width)
+    total = scaled.logsumexp(dim=-1, keepdim=True)
+    enough = (values.logsumexp(dim=-1, keepdim=True) - total).exp() >= top_p
+    if not bool((enough | (top_k <= width)).all()):
+        values, order = scaled.sort(dim=-1, descending=True)
+    rank = torch.arange(values.shape[-1], device=logits.device)
+    values = values.masked_fill(rank >= top_k, -torch.inf)
+    total = torch.where(top_k < vocab_size, values.logsumexp(dim=-1, keepdim=True), total)
+    probabilities = (values - total).exp()
+    before = probabilities.cumsum(dim=-1) - probabilities  # probability of all better candidates
+    floor = _column([s.rules.min_p for s in samplers], logits) * probabilities[:, :1]
+    dropped = ((before >= top_p) & (rank > 0)) | (probabilities < floor)
+    picked = _pick(probabilities.masked_fill_(dropped, 0), samplers)
+    return order.gather(-1, picked[:, None])[:, 0]
+
+
+def _pick(weights: torch.Tensor, samplers: Sequence[Sampler]) -> torch.Tensor:
+    """The first index of each row at which the running sum passes the row's random number."""
+    running = weights.cumsum(dim=-1, dtype=torch.float64)
+    numbers = _column([s.draw() for s in samplers], running) * running[:, -1:]
+    found = torch.searchsorted(running, numbers, right=True)[:, 0]
+    return found.clamp_(max=weights.shape[-1] - 1)
