@@ -5,6 +5,8 @@ from __future__ import annotations
 import fcntl
 import json
 import struct
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from tokenizers import Tokenizer
 from lodger.catalogue.inspect import inspect_folder
 from lodger.catalogue.safetensors_header import read_header
 from lodger.errors import ModelProblem
-from lodger.hub import gguf
+from lodger.hub import gguf, packages
 from lodger.hub.gguf_folder import hf_name
 
 HIDDEN, INNER, HEADS, KV_HEADS, HEAD = 64, 96, 4, 2, 16
@@ -260,12 +262,20 @@ def test_a_file_that_cannot_be_converted_leaves_no_folder(source: Path, tmp_path
     assert not (tmp_path / "made").exists()
 
 
-def test_what_a_killed_conversion_left_is_removed(source: Path, tmp_path: Path) -> None:
-    (tmp_path / ".made.partial").mkdir()
-    (tmp_path / ".made.partial" / "half").write_text("x")
-    gguf.convert(source, tmp_path / "made")
-    assert not (tmp_path / ".made.partial").exists()
-    assert not (tmp_path / "made" / "half").exists()
+def test_a_killed_conversion_leaves_nothing_that_counts_and_the_next_one_cleans_up(
+    source: Path, tmp_path: Path
+) -> None:
+    made, partial = tmp_path / "made", tmp_path / ".made.partial"
+    command = [sys.executable, "-m", "lodger.hub.gguf", str(packages._locate("SmolLM2-135M-Instruct")), str(made)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        assert float(child.stdout.readline()) < 0.1  # the first of 272 tensors is written
+        child.kill()
+    assert partial.exists()
+    assert not made.exists()
+    gguf.convert(source, made)
+    assert not partial.exists()
+    assert inspect_folder(made).layers == 1
 
 
 def test_the_second_of_two_waits_and_finds_the_folder(source: Path, tmp_path: Path) -> None:

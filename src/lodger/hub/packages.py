@@ -65,4 +65,5 @@ def _convert(source: Path, folder: Path, report: Report) -> None:
             report(title, float(text))
 
     report(title, 0.0)
+    folder.parent.mkdir(parents=True, exist_ok=True)
     run_module("lodger.hub.gguf", [str(source), str(folder)], report=line)
