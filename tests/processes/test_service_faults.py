@@ -31,7 +31,7 @@ def test_a_crashed_worker_comes_back_and_everyone_is_told_why(tmp_path: Path) ->
             await service.launch(spec("a"))
             await service.launch(spec("b"))
             first = worker_pid(service)
-            bystander = asyncio.create_task(say(service, "b", "word " * 500))
+            bystander = asyncio.create_task(say(service, "b", "word " * 200))
             await until(lambda: service.model("b").running)
             started = time.monotonic()
             with pytest.raises(WorkerDown) as crashed:
@@ -165,7 +165,7 @@ def test_closing_a_stream_cancels_it_in_the_engine(tmp_path: Path) -> None:
     async def main() -> None:
         async with serving(tmp_path, engine=FAULTY) as service:
             await service.launch(spec("a"))
-            deltas = service.generate(chat("a", "word " * 500))
+            deltas = service.generate(chat("a", "word " * 200))
             await deltas.__anext__()
             await deltas.aclose()  # type: ignore[attr-defined]
             assert service.model("a").running == 0
@@ -173,7 +173,7 @@ def test_closing_a_stream_cancels_it_in_the_engine(tmp_path: Path) -> None:
             left = int(worker_log(tmp_path).split("left after ")[1].split()[0])
             assert left < 100
             with pytest.raises(asyncio.TimeoutError):
-                await asyncio.wait_for(say(service, "a", "word " * 500), 0.05)
+                await asyncio.wait_for(say(service, "a", "word " * 200), 0.05)
             await until(lambda: worker_log(tmp_path).count("left after") == 2)
 
     run(main())
