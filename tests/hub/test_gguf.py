@@ -262,9 +262,7 @@ def test_a_file_that_cannot_be_converted_leaves_no_folder(source: Path, tmp_path
     assert not (tmp_path / "made").exists()
 
 
-def test_a_killed_conversion_leaves_nothing_that_counts_and_the_next_one_cleans_up(
-    source: Path, tmp_path: Path
-) -> None:
+def test_a_killed_conversion_leaves_no_folder_and_the_next_cleans_up(source: Path, tmp_path: Path) -> None:
     made, partial = tmp_path / "made", tmp_path / ".made.partial"
     command = [sys.executable, "-m", "lodger.hub.gguf", str(packages._locate("SmolLM2-135M-Instruct")), str(made)]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as child:
