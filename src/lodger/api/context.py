@@ -25,12 +25,13 @@ class ApiOptions:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
-def _service(request: Request) -> Service:
+# Coroutines, because FastAPI runs plain functions in a thread, which costs more than most requests.
+async def _service(request: Request) -> Service:
     service: Service = request.app.state.service
     return service
 
 
-def _options(request: Request) -> ApiOptions:
+async def _options(request: Request) -> ApiOptions:
     options: ApiOptions = request.app.state.options
     return options
 

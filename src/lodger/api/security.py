@@ -77,7 +77,7 @@ def check_origin(headers: Headers, options: ApiOptions) -> None:
         raise NotAllowed("Web pages of other sites may not ask here.", hint="Set an API key to allow such callers.")
 
 
-def require_admin(request: Request, options: OptionsDep) -> None:
+async def require_admin(request: Request, options: OptionsDep) -> None:
     """Dependency of routes that change what runs or show what only its operator should see.
 
     Raises:

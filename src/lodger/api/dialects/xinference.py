@@ -6,6 +6,7 @@ those that use them), a model that is not ready is 503 with Retry-After, and fai
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from fastapi import APIRouter
@@ -172,7 +173,7 @@ async def status(service: ServiceDep, options: OptionsDep) -> Response:
         }
         for plan in now.plan
     }
-    uptime = int(max((worker.uptime for worker in now.workers), default=0.0))
+    uptime = int(time.time() - now.started)
     return json_response({"uptime": uptime, "workers": {options.address: {"status": memory}}})
 
 
