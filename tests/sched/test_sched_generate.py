@@ -150,6 +150,17 @@ def test_without_free_blocks_the_newest_goes_back_and_says_the_same_in_the_end()
     assert bench.answers_are_right()
 
 
+def test_nobody_is_admitted_into_the_blocks_that_those_running_need_next() -> None:
+    bench = Bench(blocks=5, block_size=4)
+    bench.add([1] * 8, max_new_tokens=8)
+    bench.prefill()
+    bench.add([2] * 12)
+    assert bench.pool.free_count == 3
+    assert not bench.scheduler.has_prefill()
+    bench.drain()
+    assert [s.preemptions for s in bench.sequences.values()] == [0, 0]
+
+
 def test_the_preempted_sequence_is_the_first_to_come_back() -> None:
     bench = Bench(blocks=5, block_size=4)
     bench.add([1] * 8, [2] * 4, max_new_tokens=8)

@@ -100,7 +100,7 @@ class AnyOrder(RuleBasedStateMachine):
         how(sequence_id)
         sequence = self.alive.pop(sequence_id)
         self.outcomes[sequence_id] += 1
-        assert sequence.blocks == []
+        assert (sequence.blocks, sequence.computed) == ([], 0)
         assert sequence.generated == continuation(sequence.tokens[: sequence.prompt_length], len(sequence.generated))
 
     @invariant()

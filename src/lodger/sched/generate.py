@@ -4,8 +4,8 @@ Continuous batching over paged blocks: prefill in chunks, decode one token of ev
 when the blocks run out put the newest sequence back in the queue to be recomputed. Decisions only: nothing here
 computes.
 
-Asking for a step changes no progress. A step that failed can be dropped and asked for again, with a smaller budget too;
-one prefill step and one decode step of the same scheduler may be in flight together.
+Asking for a step changes no progress. A step that failed can be dropped and asked for again, with a smaller budget too.
+One prefill step and one decode step may be in flight together, but the next of a kind is asked for after `complete`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class GenerateScheduler:
         self._waiting: list[Sequence] = []  # by arrival
         self._running: dict[int, Sequence] = {}
         self._digests: dict[int, list[bytes]] = {}  # of those waiting, so that each prompt is hashed once
-        self._promised: dict[bytes, int] = {}  # blocks being prefilled -> the sequence that computes them
+        self._promised: dict[bytes, int] = {}  # blocks that a running sequence computes or has computed -> its id
         self._arrivals = 0
         self._last_decoded = 0  # arrival of the last row, where one step cannot hold everybody
 
@@ -122,15 +122,13 @@ class GenerateScheduler:
         """
         for row in step.rows:
             sequence = self._running.get(row.sequence)
-            if sequence is None or not _current(row, sequence):
+            if sequence is None:
                 continue
-            end, was_prefilling = row.start + len(row.tokens), sequence.prefilling
+            end = row.start + len(row.tokens)
             sequence.computed = end
             self._pool.publish(sequence.tokens, sequence.blocks, row.start, end)
             if row.sample:
                 sequence.tokens.append(sampled[row.sequence])
-            if was_prefilling and not sequence.prefilling:
-                self._unpromise(sequence)
 
     def _queue(self, sequence: Sequence) -> None:
         insort(self._waiting, sequence, key=_arrival)
@@ -192,13 +190,10 @@ class GenerateScheduler:
 
     def _leave(self, sequence: Sequence) -> None:
         del self._running[sequence.id]
-        self._unpromise(sequence)
+        self._promised = {digest: owner for digest, owner in self._promised.items() if owner != sequence.id}
         self._pool.release(sequence.blocks)
         sequence.blocks = []
         sequence.computed = 0
-
-    def _unpromise(self, sequence: Sequence) -> None:
-        self._promised = {digest: owner for digest, owner in self._promised.items() if owner != sequence.id}
 
 
 def _arrival(sequence: Sequence) -> int:
@@ -207,8 +202,3 @@ def _arrival(sequence: Sequence) -> int:
 
 def _decodable(sequence: Sequence) -> bool:
     return not sequence.prefilling and not sequence.exhausted
-
-
-def _current(row: Row, sequence: Sequence) -> bool:
-    """Whether the row still describes this sequence, which may have been preempted and admitted again since."""
-    return row.start == sequence.computed and row.blocks == tuple(sequence.blocks[: len(row.blocks)])
