@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 FILES = sorted(file for folder in ("src", "tests", "bench") for file in (ROOT / folder).rglob("*.py"))
 LONGEST_FILE, LONGEST_FUNCTION = 350, 60
 
-# The only modules that may catch everything, once each. A comment there says which border it is, and the log has the trace.
+# The only modules that may catch everything, once each. A comment there says which border it is; the log has the trace.
 BORDERS = {
     "api/border.py": "an HTTP request",
     "worker/host.py": "a message from the gateway",
