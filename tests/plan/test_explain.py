@@ -8,13 +8,13 @@ import json
 import msgspec
 from model_facts import candidate, trio
 from rich.console import Console
-from test_planner import SMOLLM2, cpu
+from test_planner import BI_ENCODER, MINILM, SMOLLM2, cpu
 
 from lodger.device.fake import parse_device
 from lodger.device.view import DeviceView, Neighbour
 from lodger.plan.explain import plan_json, plan_table, plan_text, rows
 from lodger.plan.planner import plan
-from lodger.units import GIB
+from lodger.units import GIB, gib
 
 DEVICE = DeviceView(
     id="cuda:0",
@@ -27,6 +27,7 @@ DEVICE = DeviceView(
     driver="580.65",
 )
 PLAN = plan(DEVICE, trio())
+CHAT = PLAN.models[0]
 
 
 def test_the_text_names_device_neighbours_parts_and_rest() -> None:
@@ -41,12 +42,12 @@ def test_the_text_names_device_neighbours_parts_and_rest() -> None:
         "reserve 1.00 GiB stays free for others",
         "worker process 0.70 GiB CUDA context and cuBLAS",
         "weights 7.49 GiB",
-        "KV cache 1.83 GiB 13,312 tokens",
+        f"KV cache {gib(CHAT.budget.kv_cache)} {CHAT.kv_tokens:,} tokens",
         "activations 0.23 GiB steps of 8,192 tokens",
     ]:
         assert line in lines, line
-    assert any(line.endswith("chat, bfloat16, context 13,312 tokens") for line in lines)
-    assert any(line.startswith("note serves 13,312 of the 262,144 tokens") for line in lines)
+    assert any(line.endswith(f"chat, bfloat16, context {CHAT.kv_tokens:,} tokens") for line in lines)
+    assert any(line.startswith(f"note serves {CHAT.kv_tokens:,} of the 262,144 tokens") for line in lines)
 
 
 def test_the_rows_add_up() -> None:
@@ -71,7 +72,7 @@ def test_json_is_in_bytes() -> None:
     chat = found["models"][0]
     assert chat["uid"] == "qwen3-4b-chat-local"
     assert chat["total"] == chat["weights"] + chat["kv_cache"] + chat["activations"]
-    assert chat["kv_tokens"] == chat["context_length"] == 13_312
+    assert chat["kv_tokens"] == chat["context_length"] == CHAT.kv_tokens
 
 
 def test_a_card_that_is_not_here_is_said_to_be_described() -> None:
@@ -86,6 +87,16 @@ def test_without_models_and_over_the_reserve() -> None:
     text = " ".join(plan_text(plan(full, ())).split())
     assert "left -1.00 GiB" in text
     assert "worker process" not in text
+
+
+def test_weights_that_are_used_twice_are_shown_once() -> None:
+    made = plan(cpu(free=8), (candidate("e", MINILM), candidate("r", BI_ENCODER)))
+    lines = [" ".join(line.split()) for line in plan_text(made).splitlines()]
+    assert "weights 87 MiB" in lines
+    assert "weights 0 B those of e" in lines
+    embedding, reranker = plan_json(made)["models"]
+    assert embedding["total"] - reranker["total"] == reranker["weights"]
+    assert reranker["shares"] == "e"
 
 
 def test_on_a_cpu() -> None:

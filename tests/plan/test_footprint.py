@@ -15,16 +15,31 @@ GPU = DeviceView(id="cuda:0", kind="cuda", name="A100", total=80 * GIB, free=80 
 
 
 def test_weights_are_parameters_times_itemsize() -> None:
-    assert footprint.weights(QWEN3_4B, "bfloat16") / GIB == pytest.approx(7.49, abs=0.005)
-    assert footprint.weights(BGE_M3, "float16") / GIB == pytest.approx(1.06, abs=0.005)
-    assert footprint.weights(BGE_M3, "float32") == sum(BGE_M3.stored_bytes.values())
+    assert footprint.weights(QWEN3_4B, "bfloat16", GPU) / GIB == pytest.approx(7.49, abs=0.005)
+    assert footprint.weights(BGE_M3, "float16", GPU) / GIB == pytest.approx(1.06, abs=0.005)
+    assert footprint.weights(BGE_M3, "float32", CPU) == sum(BGE_M3.stored_bytes.values())
 
 
 def test_kv_of_one_token() -> None:
-    assert footprint.kv_bytes_per_token(QWEN3_4B, "bfloat16") == 144 * KIB  # 2 * 36 layers * 8 heads * 128 * 2 bytes
-    assert footprint.kv_bytes_per_token(SMOLLM2, "float32") == 45 * KIB  # 2 * 30 * 3 * 64 * 4
-    assert footprint.kv_bytes_per_token(BGE_M3, "float16") == 0
-    assert footprint.kv_bytes_per_token(RERANKER, "float16") == 0
+    assert (
+        footprint.kv_bytes_per_token(QWEN3_4B, "bfloat16", GPU) == 144 * KIB
+    )  # 2 * 36 layers * 8 heads * 128 * 2 bytes
+    assert footprint.kv_bytes_per_token(SMOLLM2, "float32", CPU) == 45 * KIB  # 2 * 30 * 3 * 64 * 4
+    assert footprint.kv_bytes_per_token(BGE_M3, "float16", GPU) == 0
+    assert footprint.kv_bytes_per_token(RERANKER, "float16", GPU) == 0
+
+
+def test_float16_on_a_cpu_is_a_way_to_store_weights() -> None:
+    # float16 weights with a second table of 49,152 x 576 to multiply with, and float32 in all that is computed
+    assert footprint.weights(SMOLLM2, "float16", CPU) == 2 * (134_515_008 + 49_152 * 576)
+    assert footprint.weights(SMOLLM2, "float16", CPU) < footprint.weights(SMOLLM2, "float32", CPU)
+    assert footprint.weights(SMOLLM2, "float16", GPU) == 2 * 134_515_008
+    assert footprint.kv_bytes_per_token(SMOLLM2, "float16", CPU) == 45 * KIB
+    half, full = (
+        footprint.activations(SMOLLM2, dtype, CPU, step_tokens=512, context=512, kv_tokens=512)
+        for dtype in ("float16", "float32")
+    )
+    assert half == full
 
 
 def test_activations_of_an_encoder_step() -> None:
@@ -36,7 +51,7 @@ def test_activations_of_an_encoder_step() -> None:
 def test_activations_of_a_decoder_step() -> None:
     size = footprint.activations(QWEN3_4B, "bfloat16", GPU, step_tokens=2048, context=8192, kv_tokens=8192)
     tokens = 2048 * (3 * 2560 + 4 * 9728) * 2
-    logits = footprint.LOGITS_ROWS * 151_936 * (2 + 20)
+    logits = footprint.LOGITS_ROWS * 151_936 * (2 + 24)
     assert size == tokens + logits
 
 
@@ -51,7 +66,7 @@ def test_attention_of_a_cpu_takes_a_mask_and_gathered_blocks() -> None:
 def test_wide_attention_outweighs_a_narrow_feed_forward() -> None:
     narrow = msgspec.structs.replace(BGE_M3, intermediate_size=64)
     size = footprint.activations(narrow, "float32", CPU, step_tokens=100, context=100, kv_tokens=0)
-    assert size == 100 * (3 + 5 + 4) * 1024 * 4
+    assert size == 100 * (3 + 6 + 6) * 1024 * 4
 
 
 @pytest.mark.parametrize(

@@ -76,12 +76,13 @@ def test_never_more_than_there_is(device: DeviceView, candidates: tuple[Candidat
         return
     assert made.needed <= device.free + device.ours - made.reserve
     assert made.left >= 0
-    assert made.needed == made.process + sum(
-        m.budget.weights + m.budget.kv_cache + m.budget.activations for m in made.models
-    )
+    loaded = {m.uid: m.budget.weights for m in made.models if m.shares is None}
+    others = sum(m.budget.kv_cache + m.budget.activations for m in made.models)
+    assert made.needed == made.process + sum(loaded.values()) + others
     for model, one in zip(made.models, candidates, strict=True):
         assert model.uid == one.spec.uid
-        assert one.spec.memory is None or model.budget.total <= one.spec.memory
+        assert model.shares is None or loaded[model.shares] == model.budget.weights
+        assert one.spec.memory is None or one.held or made.added(model) <= one.spec.memory
 
 
 @settings(deadline=None)
@@ -188,14 +189,39 @@ def test_a_limit_caps_one_model_and_leaves_the_rest_to_others() -> None:
 
 
 def test_a_bi_encoder_reranker_uses_the_weights_of_its_embedding_model() -> None:
-    embedding, reranker = plan(cpu(free=8), (candidate("e", MINILM), candidate("r", BI_ENCODER))).models
-    assert embedding.budget.weights == 22_713_216 * 4
-    assert reranker.budget.weights == 0
-    assert reranker.notes == ("uses the weights of e",)
+    both = plan(cpu(free=8), (candidate("r", BI_ENCODER), candidate("e", MINILM)))
+    reranker, embedding = both.models
+    assert (reranker.shares, embedding.shares) == ("e", None)
+    assert both.added(embedding) - both.added(reranker) == 22_713_216 * 4
+    assert reranker.budget == embedding.budget  # whichever is loaded first may load them
     (alone,) = plan(cpu(free=8), (candidate("r", BI_ENCODER),)).models
-    assert alone.budget.weights == embedding.budget.weights
-    in_half = plan(cpu(free=8), (candidate("e", MINILM), candidate("r", BI_ENCODER, dtype="bfloat16"))).models[1]
-    assert in_half.budget.weights == 22_713_216 * 2  # another dtype is another copy
+    assert alone.shares is None
+    assert alone.budget == reranker.budget
+
+
+def test_two_models_of_one_folder_share_its_weights_in_one_dtype() -> None:
+    chats = plan(gpu(free=40), (candidate("a", QWEN3_4B), candidate("b", QWEN3_4B))).models
+    assert [chat.shares for chat in chats] == [None, "a"]
+    chats = plan(gpu(free=40), (candidate("a", QWEN3_4B), candidate("b", QWEN3_4B, dtype="float16"))).models
+    assert [chat.shares for chat in chats] == [None, None]
+    chats = plan(gpu(free=40), (candidate("a", QWEN3_4B), candidate("b", QWEN3_4B, dtype="bfloat16"))).models
+    assert [chat.shares for chat in chats] == [None, "a"]  # what a GPU would take anyway
+
+
+def test_weights_that_are_loaded_are_shared_from_where_they_are() -> None:
+    reranker = candidate("r", BI_ENCODER)
+    held = plan(cpu(free=8), (reranker,)).models[0]
+    loaded, new = plan(cpu(free=8), (msgspec.structs.replace(reranker, held=held), candidate("e", MINILM))).models
+    assert loaded == held
+    assert new.shares == "r"
+
+
+def test_shared_weights_are_counted_for_whoever_is_left() -> None:
+    embedding, reranker = candidate("e", MINILM), candidate("r", BI_ENCODER)
+    both = plan(cpu(free=8), (embedding, reranker))
+    left = plan(cpu(free=8), (msgspec.structs.replace(reranker, held=both.models[1]),))
+    assert left.models[0].shares is None
+    assert left.needed - left.process == both.models[1].budget.total
 
 
 def test_the_reserve() -> None:
@@ -225,11 +251,3 @@ def test_a_loaded_model_keeps_its_grant_whatever_comes() -> None:
     loaded = msgspec.structs.replace(chat, held=alone)
     together = plan(gpu(free=80), (loaded, embedding, reranker))
     assert together.models[0] == alone
-
-
-def test_shared_weights_are_counted_for_whoever_is_left() -> None:
-    embedding, reranker = candidate("e", MINILM), candidate("r", BI_ENCODER)
-    held = plan(cpu(free=8), (embedding, reranker)).models[1]
-    left = plan(cpu(free=8), (msgspec.structs.replace(reranker, held=held),)).models[0]
-    assert left.budget.weights == 22_713_216 * 4
-    assert left.budget.activations == held.budget.activations

@@ -34,7 +34,7 @@ class Demand(NamedTuple):
     candidate: Candidate
     device: DeviceView
     dtype: str
-    shares: str | None  # uid of the model whose weights this one uses
+    shares: str | None  # uid of the model whose weights this one uses too
 
     @property
     def uid(self) -> str:
@@ -73,15 +73,15 @@ class Demand(NamedTuple):
     def budget(self, level: int) -> Budget:
         """The grant at `level`; no part of it shrinks when the level rises, and none of a loaded model's changes."""
         if self.candidate.held is not None:
-            return self._held_budget(self.candidate.held.budget)
+            return self.candidate.held.budget
         facts, context = self.candidate.facts, self.context(level)
         step = min(STEP, max(MIN_STEP, level))
         if not self.is_decoder:
             step = max(step, context)  # a text is never split over two steps
         kv_tokens = self.kv_tokens(level)
         return Budget(
-            weights=0 if self.shares else footprint.weights(facts, self.dtype),
-            kv_cache=kv_tokens * footprint.kv_bytes_per_token(facts, self.dtype),
+            weights=footprint.weights(facts, self.dtype, self.device),
+            kv_cache=kv_tokens * footprint.kv_bytes_per_token(facts, self.dtype, self.device),
             activations=footprint.activations(
                 facts, self.dtype, self.device, step_tokens=step, context=context, kv_tokens=kv_tokens
             ),
@@ -90,11 +90,10 @@ class Demand(NamedTuple):
             block_size=BLOCK,
         )
 
-    def _held_budget(self, held: Budget) -> Budget:
-        """Weights that were shared stay loaded when the model is gone that they were counted for."""
-        if held.weights or self.shares:
-            return held
-        return msgspec.structs.replace(held, weights=footprint.weights(self.candidate.facts, self.dtype))
+    def cost(self, level: int) -> int:
+        """Bytes that `budget` takes; shared weights are counted where they are shared from."""
+        budget = self.budget(level)
+        return budget.total - (budget.weights if self.shares else 0)
 
     @property
     def smallest(self) -> Budget:
@@ -104,13 +103,14 @@ class Demand(NamedTuple):
     def too_small(self) -> bool:
         """The user's own limit for this model is under its smallest grant."""
         limit = self.candidate.spec.memory
-        return limit is not None and limit < self.smallest.total and self.candidate.held is None
+        return limit is not None and limit < self.cost(0) and self.candidate.held is None
 
 
 def demands(device: DeviceView, candidates: Iterable[Candidate]) -> tuple[Demand, ...]:
     """One Demand for each candidate, sorted by uid.
 
-    A bi-encoder that reranks with the folder of an embedding model uses that model's weights instead of its own.
+    Models of one folder in one dtype share their weights, which count for one of them: for a model that has them loaded
+    already, else for an embedding model, else for the first by uid.
 
     Raises:
         Unsupported: a context longer than the model knows.
@@ -118,24 +118,32 @@ def demands(device: DeviceView, candidates: Iterable[Candidate]) -> tuple[Demand
     ordered = sorted(candidates, key=lambda candidate: candidate.spec.uid)
     for candidate in ordered:
         _check_context(candidate)
-    owners: dict[tuple[str, str], str] = {}
+    owners: dict[tuple[str, str, str | None], str] = {}
+    for candidate in sorted(ordered, key=_ownership):
+        owners.setdefault(_weights_key(device, candidate), candidate.spec.uid)
+    wants = []
     for candidate in ordered:
-        if candidate.facts.kind == "embedding":
-            owners.setdefault(_weights_key(device, candidate), candidate.spec.uid)
-    return tuple(
-        Demand(
-            candidate,
-            device,
-            _dtype(device, candidate),
-            owners.get(_weights_key(device, candidate)) if candidate.facts.rerank_method == "bi-encoder" else None,
-        )
-        for candidate in ordered
-    )
+        owner = owners[_weights_key(device, candidate)]
+        dtype = footprint.choose_dtype(device, candidate.facts, candidate.spec.dtype)
+        wants.append(Demand(candidate, device, dtype, None if owner == candidate.spec.uid else owner))
+    return tuple(wants)
+
+
+def _ownership(candidate: Candidate) -> tuple[bool, bool]:
+    held = candidate.held is not None and candidate.held.shares is None
+    return not held, candidate.facts.kind != "embedding"
+
+
+def _weights_key(device: DeviceView, candidate: Candidate) -> tuple[str, str, str | None]:
+    """Equal for models that an engine gives the same weights. On a CPU it measures the dtype that nobody asked for."""
+    facts, asked = candidate.facts, candidate.spec.dtype
+    dtype = asked if device.kind == "cpu" else footprint.choose_dtype(device, facts, asked)
+    return facts.path, facts.architecture, dtype
 
 
 def needed(device: DeviceView, wants: tuple[Demand, ...], levels: Mapping[str, int] = MappingProxyType({})) -> int:
     """Bytes of the worker and all its models, each at its level (0, the smallest grant, where none is given)."""
-    return process(device, wants) + sum(want.budget(levels.get(want.uid, 0)).total for want in wants)
+    return process(device, wants) + sum(want.cost(levels.get(want.uid, 0)) for want in wants)
 
 
 def available(device: DeviceView, reserve: int) -> int:
@@ -170,14 +178,6 @@ def highest(holds: Callable[[int], bool], most: int) -> int:
 def with_spec(candidate: Candidate, **changes: object) -> Candidate:
     """The same candidate asked for differently; what it holds is up for planning again."""
     return Candidate(msgspec.structs.replace(candidate.spec, **changes), candidate.facts)
-
-
-def _dtype(device: DeviceView, candidate: Candidate) -> str:
-    return footprint.choose_dtype(device, candidate.facts, candidate.spec.dtype)
-
-
-def _weights_key(device: DeviceView, candidate: Candidate) -> tuple[str, str]:
-    return candidate.facts.path.rstrip("/"), _dtype(device, candidate)
 
 
 def _check_context(candidate: Candidate) -> None:

@@ -30,7 +30,7 @@ def rows(plan: Plan) -> list[Row]:
     if plan.models:
         lines.append(Row("worker process", plan.process, _process_detail(plan)))
     for model in plan.models:
-        lines += _model_rows(model)
+        lines += _model_rows(plan, model)
     return [*lines, Row("left", plan.left, "not needed")]
 
 
@@ -68,9 +68,10 @@ def plan_json(plan: Plan) -> dict[str, Any]:
                 "kind": model.facts.kind,
                 "path": model.facts.path,
                 "dtype": model.dtype,
-                "total": model.budget.total,
+                "total": plan.added(model),
                 **msgspec.to_builtins(model.budget),
                 "kv_tokens": model.kv_tokens,
+                "shares": model.shares,
                 "notes": list(model.notes),
             }
             for model in plan.models
@@ -98,10 +99,12 @@ def _process_detail(plan: Plan) -> str:
     return "CUDA context and cuBLAS" if plan.device.kind == "cuda" else "libraries and tokenizers"
 
 
-def _model_rows(model: ModelPlan) -> list[Row]:
-    budget = model.budget
+def _model_rows(plan: Plan, model: ModelPlan) -> list[Row]:
+    budget, added = model.budget, plan.added(model)
     detail = f"{model.facts.kind}, {model.dtype}, context {budget.context_length:,} tokens"
-    lines = [Row(model.uid, budget.total, detail), Row("weights", budget.weights, depth=1)]
+    shared = added < budget.total
+    lines = [Row(model.uid, added, detail)]
+    lines.append(Row("weights", 0 if shared else budget.weights, f"those of {model.shares}" if shared else "", depth=1))
     if budget.kv_cache:
         lines.append(Row("KV cache", budget.kv_cache, f"{model.kv_tokens:,} tokens", depth=1))
     lines.append(Row("activations", budget.activations, f"steps of {budget.step_tokens:,} tokens", depth=1))

@@ -21,7 +21,7 @@ WORKER_CPU = 420 * MIB
 # Resident bytes that `tokenizers` 0.23 takes for one vocabulary entry: 711 measured for a BPE of 151,936 entries with
 # its merges, 664 for a Unigram of 250,002.
 TOKENIZER_ENTRY = 720
-LOGITS_ROWS = 64  # rows of logits that the runtime holds at once: it samples more sequences in turns
+LOGITS_ROWS = 64  # rows of logits at once: the runtime runs so many sequences in one step (MAX_RUNNING)
 PLAIN_MLP = frozenset({"bert", "roberta", "xlm-roberta"})  # the other families' feed-forward has a gate
 
 
@@ -44,16 +44,26 @@ def choose_dtype(device: DeviceView, facts: ModelFacts, asked: str | None) -> st
     return "bfloat16" if facts.is_decoder else "float16"
 
 
-def weights(facts: ModelFacts, dtype: str) -> int:
-    """Bytes of the parameters on the device: each converted to `dtype`, tied tensors once."""
-    return facts.parameters * ITEMSIZE[dtype]
+def weights(facts: ModelFacts, dtype: str, device: DeviceView) -> int:
+    """Bytes of the parameters on the device, each converted to `dtype`, tied tensors once.
+
+    A CPU that stores float16 looks tokens up in one table and multiplies with another, so tied tensors count twice.
+    """
+    twice = device.kind == "cpu" and dtype == "float16" and facts.is_decoder and facts.tied_embeddings
+    table = facts.vocab_size * facts.hidden_size if twice else 0
+    return (facts.parameters + table) * ITEMSIZE[dtype]
 
 
-def kv_bytes_per_token(facts: ModelFacts, dtype: str) -> int:
+def kv_bytes_per_token(facts: ModelFacts, dtype: str, device: DeviceView) -> int:
     """2 (key and value) * layers * K * D * b; 144 KiB for Qwen3-4B in bfloat16, nothing for an encoder."""
     if not facts.is_decoder:
         return 0
-    return 2 * facts.layers * facts.kv_heads * facts.head_dim * ITEMSIZE[dtype]
+    return 2 * facts.layers * facts.kv_heads * facts.head_dim * _computed(dtype, device)
+
+
+def _computed(dtype: str, device: DeviceView) -> int:
+    """Bytes of one number of activations and KV cache: CPUs store weights in float16 but compute in float32."""
+    return ITEMSIZE["float32" if device.kind == "cpu" and dtype == "float16" else dtype]
 
 
 def activations(
@@ -61,15 +71,15 @@ def activations(
 ) -> int:
     """Peak bytes of the intermediate tensors of one step.
 
-    The larger of the two halves of a layer, for T tokens: attention 3h + 5HD + 4KD (residual, normed input, q, k, v,
-    their rotated copies and halves, the output) and feed-forward 3h + 4i, or 3h + 3i without a gate. Compared with the
-    allocations of transformers' own classes under torch's profiler (Qwen3, Llama, XLM-RoBERTa, BERT; 512 tokens): the
-    float32 peak is 3h + 3i (gated) and 3h + 2i (plain); bfloat16 on a CPU takes one more i.
+    The larger of the two halves of a layer, for T tokens: attention 3h + 6HD + 6KD (residual, normed input, q, k, v,
+    and in turn their normed, rolled and rotated copies) and feed-forward 3h + 4i, or 3h + 3i without a gate. Compared
+    with the allocations of transformers' own classes under torch's profiler (Qwen3, Llama, XLM-RoBERTa, BERT; 512
+    tokens): the float32 peak is 3h + 3i (gated) and 3h + 2i (plain); bfloat16 on a CPU takes one more i.
     """
-    b = ITEMSIZE[dtype]
+    b = _computed(dtype, device)
     h, i = facts.hidden_size, facts.intermediate_size
     queries, keys = facts.attention_heads * facts.head_dim, facts.kv_heads * facts.head_dim
-    attention = 3 * h + 5 * queries + 4 * keys
+    attention = 3 * h + 6 * queries + 6 * keys
     feed_forward = 3 * h + (3 if facts.model_type in PLAIN_MLP else 4) * i
     peak = step_tokens * max(attention, feed_forward) * b
     if not facts.is_decoder:
@@ -93,9 +103,9 @@ def _cpu_attention(keys: int, b: int, step_tokens: int, context: int, kv_tokens:
 
 
 def _logits(facts: ModelFacts, b: int) -> int:
-    """Rows of logits in b bytes, and what sampling makes of them in float32: a copy, its sorted twin and probabilities
-    (4 bytes each) and the order (8 bytes)."""
-    return LOGITS_ROWS * facts.vocab_size * (b + 4 + 4 + 4 + 8)
+    """Rows of logits in b bytes, and what sampling makes of them: in float32 a copy, the rows that are not greedy,
+    these by temperature and as probabilities (4 bytes each), and a running sum in float64."""
+    return LOGITS_ROWS * facts.vocab_size * (b + 4 * 4 + 8)
 
 
 def process(device: DeviceView, vocabularies: tuple[int, ...]) -> int:

@@ -75,18 +75,19 @@ def _top(want: Demand, most: int) -> int:
     limit = want.candidate.spec.memory
     if limit is None:
         return most
-    return highest(lambda level: want.budget(level).total <= limit, most)
+    return highest(lambda level: want.cost(level) <= limit, most)
 
 
 def _grant(want: Demand, level: int) -> ModelPlan:
     if want.candidate.held is not None:
-        return msgspec.structs.replace(want.candidate.held, budget=want.budget(level))
+        return msgspec.structs.replace(want.candidate.held, shares=want.shares)
     return ModelPlan(
         uid=want.uid,
         facts=want.candidate.facts,
         dtype=want.dtype,
         budget=want.budget(level),
         kv_tokens=want.kv_tokens(level),
+        shares=want.shares,
         notes=_notes(want, level),
     )
 
@@ -96,6 +97,4 @@ def _notes(want: Demand, level: int) -> tuple[str, ...]:
     served, longest = want.context(level), want.candidate.facts.context_length
     if served < longest and want.candidate.spec.context_length is None:
         notes.append(f"serves {served:,} of the {longest:,} tokens that the model knows; context_length asks for more")
-    if want.shares:
-        notes.append(f"uses the weights of {want.shares}")
     return tuple(notes)

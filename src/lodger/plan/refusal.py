@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from lodger.budget import Budget
 from lodger.device.view import DeviceView, Neighbour
 from lodger.errors import DoesNotFit
 from lodger.plan.demand import Demand, available, demands, needed, process
@@ -27,11 +26,11 @@ def _message(device: DeviceView, wants: tuple[Demand, ...], reserve: int) -> str
             f" there are: {_room(device, reserve)}."
         )
     parts += [
-        f"{want.uid} needs at least {gib(want.smallest.total)}, over its memory limit of {gib(limit)}."
+        f"{want.uid} needs at least {gib(want.cost(0))}, over its memory limit of {gib(limit)}."
         for want in wants
         if want.too_small and (limit := want.candidate.spec.memory) is not None
     ]
-    grants = "; ".join(f"{want.uid} {_parts(want.smallest, want.kv_tokens(0))}" for want in wants)
+    grants = "; ".join(f"{want.uid} {_parts(want)}" for want in wants)
     return f"{' '.join(parts)} Smallest grants: {grants}; worker process {gib(process(device, wants))}."
 
 
@@ -53,7 +52,9 @@ def _neighbour(neighbour: Neighbour) -> str:
     return f"pid {neighbour.pid}{f' ({who})' if who else ''} {size}"
 
 
-def _parts(budget: Budget, kv_tokens: int) -> str:
-    cache = f", KV cache {gib(budget.kv_cache)} ({kv_tokens:,} tokens)" if budget.kv_cache else ""
+def _parts(want: Demand) -> str:
+    budget = want.smallest
+    weights = f"weights of {want.shares}" if want.shares else f"weights {gib(budget.weights)}"
+    cache = f", KV cache {gib(budget.kv_cache)} ({want.kv_tokens(0):,} tokens)" if budget.kv_cache else ""
     steps = f"activations {gib(budget.activations)} (steps of {budget.step_tokens:,} tokens)"
-    return f"{gib(budget.total)} (weights {gib(budget.weights)}{cache}, {steps})"
+    return f"{gib(want.cost(0))} ({weights}{cache}, {steps})"

@@ -76,7 +76,7 @@ def _smaller_again(state: Remedy) -> Iterator[Remedy]:
         uid = held.spec.uid
         fresh = _change(state.candidates, [uid], with_spec)
         wants = demands(state.device, fresh)
-        smallest = next(want.smallest.total for want in wants if want.uid == uid)
+        smallest = next(want.cost(0) for want in wants if want.uid == uid)
         room = available(state.device, state.reserve) - needed(state.device, wants) + smallest
         limit = room // SIZE_GRAIN * SIZE_GRAIN
         if smallest <= limit < (held.held.budget.total if held.held else 0):
@@ -116,7 +116,7 @@ def _cut(state: Remedy, kinds: tuple[str, ...], longest: int) -> Remedy:
 
 def _higher_limits(state: Remedy) -> Iterator[Remedy]:
     short = [want for want in demands(state.device, state.candidates) if want.too_small]
-    least = {want.uid: -(-want.smallest.total // SIZE_GRAIN) * SIZE_GRAIN for want in short}
+    least = {want.uid: -(-want.cost(0) // SIZE_GRAIN) * SIZE_GRAIN for want in short}
     if least:
         limits = join_names([f"memory of {uid} to {gib(size)}" for uid, size in least.items()])
         changed = _change(state.candidates, least, lambda c: with_spec(c, memory=least[c.spec.uid]))
@@ -166,7 +166,7 @@ _MILD: tuple[Change, ...] = (
 
 
 def _fewer_models(state: Remedy) -> Iterator[Remedy]:
-    sizes = {want.uid: want.smallest.total for want in demands(state.device, state.candidates)}
+    sizes = {want.uid: want.cost(0) for want in demands(state.device, state.candidates)}
     for left_out in _subsets(sorted(sizes, key=lambda uid: (sizes[uid], uid))):
         rest = tuple(c for c in state.candidates if c.spec.uid not in left_out)
         if rest:

@@ -26,6 +26,7 @@ class ModelPlan(msgspec.Struct, frozen=True, kw_only=True):
     dtype: str  # of weights and activations on the device
     budget: Budget
     kv_tokens: int = 0  # tokens that `budget.kv_cache` holds
+    shares: str | None = None  # uid of a model of the same folder: `budget.weights` are those that it has loaded
     notes: tuple[str, ...] = ()  # what was decided otherwise than one might expect, for a person
 
 
@@ -39,7 +40,12 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def needed(self) -> int:
-        return self.process + sum(model.budget.total for model in self.models)
+        return self.process + sum(map(self.added, self.models))
+
+    def added(self, model: ModelPlan) -> int:
+        """Bytes that `model` takes beyond what the others have: weights that are shared count once."""
+        shared = any(other.uid == model.shares for other in self.models)
+        return model.budget.total - (model.budget.weights if shared else 0)
 
     @property
     def available(self) -> int:
