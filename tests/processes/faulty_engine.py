@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lodger.engines.base import LoadRequest
 from lodger.engines.echo import EchoEngine, EchoModel
-from lodger.errors import DamagedWeights
+from lodger.errors import DamagedWeights, InternalError
 from lodger.tasks import ChatTask, Delta, GenerateTask
 
 _log = logging.getLogger("faulty")
@@ -21,6 +21,8 @@ class FaultyModel(EchoModel):
     async def generate(self, task: GenerateTask) -> AsyncIterator[Delta]:
         assert isinstance(task, ChatTask)
         text = str(task.messages[-1]["content"])
+        if text == "poison":
+            FaultyEngine.poisoned = True
         if text == "defect":
             raise KeyError("/secret/path")
         said = 0
@@ -38,6 +40,8 @@ class FaultyModel(EchoModel):
 
 
 class FaultyEngine(EchoEngine):
+    poisoned = False
+
     def __init__(self, device: str) -> None:
         super().__init__(device, word_seconds=0.01)
 
@@ -56,6 +60,11 @@ class FaultyEngine(EchoEngine):
                 time.sleep(0.01)
         progress(1.0)
         return FaultyModel(request, self._word_seconds)
+
+    def used(self) -> int:
+        if self.poisoned:
+            raise InternalError("the device's thread has ended.")
+        return super().used()
 
 
 class UnstartableEngine(EchoEngine):

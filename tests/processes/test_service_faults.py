@@ -99,6 +99,22 @@ def test_an_idle_worker_may_be_silent(tmp_path: Path) -> None:
     run(main())
 
 
+def test_a_worker_whose_engine_cannot_go_on_ends_and_is_replaced(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with serving(tmp_path, engine=FAULTY) as service:
+            await service.launch(spec("a"))
+            first = worker_pid(service)
+            assert await say(service, "a", "poison") == "poison"
+            await until(lambda: service.model("a").state == "restarting")
+            error = service.model("a").error
+            assert error is not None
+            assert "exited with code 1. Its last words: lodger.errors.InternalError: the device's" in error.message
+            await until(lambda: service.model("a").state == "ready")
+            assert worker_pid(service) != first
+
+    run(main())
+
+
 def test_a_model_that_failed_to_load_stays_listed(tmp_path: Path) -> None:
     async def main() -> None:
         async with serving(tmp_path, engine=FAULTY) as service:

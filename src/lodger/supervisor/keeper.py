@@ -26,6 +26,7 @@ from lodger.supervisor.remote import RemoteWorker
 _START_SECONDS = 180.0  # importing torch and transformers from a cold, slow disk
 _EXIT_SECONDS = 1.0  # between a worker closing its socket and its end
 _LOOKS = 20  # a silence is so many looks in a row: a gateway that was itself asleep has then seen only one
+_LOAD_WEIGHT = 0.1  # of a look while a model is loaded: reading a large tensor from a slow disk may block everything
 _LOG_PREFIX = re.compile(r"^\S+ \S+ [A-Z]+ \[[^\]]*\] [\w.]+: ")
 _FOLDERS = re.compile(r"/(?:[^\s/'\":]+/)+")
 _log = logging.getLogger("lodger.supervisor")
@@ -166,10 +167,11 @@ class Keeper:
     async def _attend(self, remote: RemoteWorker) -> str | None:
         """Until it closes its end; or until it hangs, which is what it returns then."""
         running = asyncio.create_task(remote.run())
-        heard, silent = -1, 0
+        heard, silent = -1, 0.0
         while not running.done() and silent < _LOOKS:
             await asyncio.wait([running], timeout=self._silence / _LOOKS)
-            silent = silent + 1 if remote.busy and remote.heard == heard else 0
+            weight = _LOAD_WEIGHT if remote.loading else 1.0
+            silent = silent + weight if remote.busy and remote.heard == heard else 0.0
             heard = remote.heard
         if running.done():
             running.result()

@@ -32,6 +32,7 @@ class RemoteWorker:
         self._lost: ErrorInfo | None = None
         self.used = 0  # bytes it holds, as it says
         self.heard = 0  # messages received
+        self.loading = False
 
     @property
     def busy(self) -> bool:
@@ -87,15 +88,14 @@ class RemoteWorker:
             ModelProblem, OutOfMemory, WorkerDown.
         """
         with self._call() as (id, answers):
-            await self._send(m.Load(id, request))
-            while True:
-                match await answers.get():
-                    case m.Progress(fraction=fraction):
-                        progress(fraction)
-                    case m.Loaded(info=info):
-                        return info
-                    case other:
-                        _refuse(other)
+            self.loading = True
+            try:
+                await self._send(m.Load(id, request))
+                while isinstance(answer := await answers.get(), m.Progress):
+                    progress(answer.fraction)
+            finally:
+                self.loading = False
+            return answer.info if isinstance(answer, m.Loaded) else _refuse(answer)
 
     async def unload(self, uid: str) -> None:
         """Returns when the model's bytes are back."""

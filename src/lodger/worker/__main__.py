@@ -42,11 +42,10 @@ def main() -> None:
 async def _serve(gateway: socket.socket, engine: Engine) -> None:
     channel: Channel[ToWorker] = await Channel.open(gateway, ToWorker)
     channel.post(Hello(version=VERSION, pid=os.getpid()))
-    await Host(channel, engine).serve()
-    await channel.close()
+    code = await Host(channel, engine).serve()
     logging.shutdown()
     sys.stderr.flush()
-    os._exit(0)  # at once: a load that still runs in a thread must not hold up the end
+    os._exit(code)  # at once: a load that still runs in a thread must not hold up the end
 
 
 def _run(serving: Coroutine[Any, Any, None]) -> None:

@@ -31,14 +31,22 @@ class Host:
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._loading = asyncio.Lock()
 
-    async def serve(self) -> None:
-        """Until the gateway says `Shutdown` or is gone. At `Shutdown` everything is given back first."""
+    async def serve(self) -> int:
+        """Until the gateway says `Shutdown` or is gone (0), or the engine cannot go on (1): the process's exit code."""
+        listening = asyncio.create_task(self._listen())
         beating = asyncio.create_task(self._beat())
-        while (message := await self._next()) is not None:
-            self._accept(message)
+        await asyncio.wait([listening, beating], return_when=asyncio.FIRST_COMPLETED)
+        if not listening.done():
+            _log.critical("the engine cannot go on", exc_info=beating.exception())
+            return 1
         beating.cancel()
         await self._cancel(list(self._tasks.values()))
         await asyncio.to_thread(self._close)
+        return 0
+
+    async def _listen(self) -> None:
+        while (message := await self._next()) is not None:
+            self._accept(message)
 
     async def _next(self) -> Request | m.Cancel | None:
         """The next message to act on; None when it is time to end."""
