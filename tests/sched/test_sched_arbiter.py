@@ -63,7 +63,7 @@ claims = st.builds(
 crowds = st.lists(st.lists(claims, max_size=5, unique_by=lambda claim: claim[:2]), min_size=1, max_size=5)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(patient=claims, crowds=crowds)
 def test_a_claim_that_stays_ready_is_served_within_the_bound(patient: Claim, crowds: list[list[Claim]]) -> None:
     """Others come and go and change in every turn; the bound is (PATIENCE + 1) * the most claims at once."""

@@ -97,7 +97,7 @@ lengths = st.lists(st.integers(0, 120), min_size=1, max_size=12)
 arrivals = st.lists(st.tuples(st.lists(lengths, max_size=3), st.integers(1, 150), st.booleans()), max_size=12)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(arrivals)
 def test_every_text_runs_once_and_no_step_is_over_its_budget(
     turns: Sequence[tuple[list[list[int]], int, bool]],
