@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from lodger import __version__, log
 from lodger.client import ServerRecord, is_loopback, running_server
 from lodger.errors import AlreadyRunning, LodgerError, NotAllowed, PortTaken, SetupProblem
 from lodger.paths import Home
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
     from lodger.supervisor.local_service import LocalService
 
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 DRAIN_SECONDS = 30.0  # how long running requests may go on after the first SIGTERM or Ctrl-C
 
@@ -45,6 +46,7 @@ class ServerOptions:
     open: bool = False  # may listen beyond this machine without a key
     specs: tuple[ModelSpec, ...] = ()
     reserve: int | None = None  # bytes left to others; None: the planner's own
+    device: str | None = None  # None: the best that the machine has
 
 
 def check_exposure(host: str, api_key: str | None, *, open: bool) -> None:
@@ -120,6 +122,8 @@ def run_server(options: ServerOptions, *, started: Callable[[ServerRecord], None
     with _only_server(options.home), bind(options.host, options.port) as listener:
         import uvloop
 
+        log.setup(options.home.server_log)
+        logging.getLogger("uvicorn").setLevel(logging.WARNING)  # its comings and goings are told by us
         uvloop.run(_serve(options, listener, started))
 
 
@@ -146,12 +150,13 @@ async def _serve(options: ServerOptions, listener: socket.socket, started: Calla
 
     host, port = listener.getsockname()[:2]
     record = ServerRecord(process=_ourselves(), host=host, port=port, api_key=options.api_key)
-    service = LocalService(options.home, address=record.address, reserve=options.reserve)
+    service = LocalService(options.home, address=record.address, reserve=options.reserve, device=options.device)
     app = build_app(service, ApiOptions(api_key=options.api_key, host=host, port=port, open=options.open))
     server = _uvicorn(app)
     _Stop(server, service).take_signals()
     launching = asyncio.create_task(_launch(service, options.specs))
     _write_record(options.home, record)
+    _log.info("Lodger %s serves at %s.", __version__, record.address)
     started(record)
     try:
         await server.serve(sockets=[listener])
@@ -181,7 +186,7 @@ async def _launch(service: LocalService, specs: tuple[ModelSpec, ...]) -> None:
         try:
             await service.launch(spec, wait=False)
         except LodgerError as error:
-            log.error("%s was not launched: %s", spec.uid, error.text)
+            _log.error("%s was not launched: %s", spec.uid, error.text)
 
 
 def _uvicorn(app: FastAPI) -> uvicorn.Server:
@@ -218,10 +223,10 @@ class _Stop:
 
     def _on_signal(self) -> None:
         if self._draining is None:
-            log.info("Stopping: running requests may finish within %.0f s.", DRAIN_SECONDS)
+            _log.info("Stopping: running requests may finish within %.0f s.", DRAIN_SECONDS)
             self._draining = asyncio.create_task(self._drain())
         else:
-            log.info("Stopping now.")
+            _log.info("Stopping now.")
             self._draining.cancel()
             self._server.should_exit = self._server.force_exit = True
 

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from lodger.client import Client
-from lodger.errors import LodgerError
+from lodger.errors import LodgerError, from_info
 from lodger.service import ModelStatus
 from lodger.tasks import Kind
 
@@ -63,7 +63,7 @@ def verify(client: Client, models: Sequence[ModelStatus]) -> Iterator[Answer]:
     for model in models:
         kind = model.facts.kind if model.facts else model.spec.kind
         if model.state != "ready" or kind is None:
-            reason = model.error.message if model.error else f"it is {model.state}"
+            reason = from_info(model.error).text if model.error else f"it is {model.state}"
             yield Answer(uid=model.uid, kind=kind, problems=(f"not ready: {reason}",))
             continue
         try:
@@ -98,7 +98,7 @@ def _ask_embedding(client: Client, uid: str) -> Answer:
 
 
 def _ask_rerank(client: Client, uid: str) -> Answer:
-    unlike = _rerank(client, uid, "中国", ("你好", "谢谢"))
+    unlike = _rerank(client, uid, "你好", ("你好", "谢谢"))
     questions = CHINESE if unlike[0] != unlike[1] else ENGLISH
     started = time.perf_counter()
     scores = _rerank(client, uid, questions.query, questions.documents)

@@ -17,9 +17,13 @@ from lodger.errors import LodgerError
 
 # name -> module; its `run` is the command, its docstring the help, its SETTINGS what the parser should know
 COMMANDS: dict[str, str] = {
+    "up": "lodger.cli.up",
     "down": "lodger.cli.down",
     "status": "lodger.cli.status",
+    "plan": "lodger.cli.plan",
+    "doctor": "lodger.cli.doctor",
     "verify": "lodger.cli.verify",
+    "serve": "lodger.cli.serve",
     "launch": "lodger.cli.launch",
     "list": "lodger.cli.list",
     "terminate": "lodger.cli.terminate",

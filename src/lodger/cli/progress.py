@@ -11,6 +11,7 @@ from lodger.cli.render import say, talk
 
 if TYPE_CHECKING:
     from lodger.client import Client
+    from lodger.hub.base import Report
     from lodger.service import ModelStatus
 
 Show = Callable[["ModelStatus"], None]
@@ -70,3 +71,19 @@ def _lines() -> Iterator[Show]:
             say(f"{model.uid}: {model.state} after {time.monotonic() - started:.1f} s")
 
     yield show
+
+
+@contextmanager
+def reporting() -> Iterator[Report]:
+    """Shows work that tells its name and how much of it is done."""
+    from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+    with Progress(TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=talk()) as progress:
+        tasks: dict[str, TaskID] = {}
+
+        def report(title: str, done: float) -> None:
+            if title not in tasks:
+                tasks[title] = progress.add_task(title, total=1.0)
+            progress.update(tasks[title], completed=done)
+
+        yield report

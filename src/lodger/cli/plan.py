@@ -1,0 +1,81 @@
+"""`lodger plan`: what would be loaded, into how much memory, before anything is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lodger.cli.options import File, HomeDir, Json
+
+if TYPE_CHECKING:
+    from lodger.cli.wanted import Wanted
+    from lodger.device.view import DeviceView
+    from lodger.plan.values import Plan
+
+Folders = Annotated[list[Path] | None, typer.Argument(metavar="[FOLDER]...", help="Model folders, instead of a file.")]
+Card = Annotated[
+    str | None, typer.Option("--gpu", metavar="CARD", help="Plan for a card that is not here: '80GiB,free=14GiB'.")
+]
+
+
+def run(folders: Folders = None, file: File = None, gpu: Card = None, home: HomeDir = None, json: Json = False) -> None:
+    """Show what fits, in GiB, without loading anything.
+
+    A refusal names every number and the smallest change that would fit.
+    """
+    from lodger.cli.render import show_json
+    from lodger.cli.wanted import Flags, wanted
+    from lodger.device.fake import parse_device
+    from lodger.plan.explain import plan_json
+
+    view = parse_device(gpu) if gpu else None
+    what = wanted(Flags(home=home, file=file), folders=folders or ())
+    plan = local_plan(what, view)
+    if json:
+        show_json(plan_json(plan))
+    else:
+        show_plan(plan)
+
+
+def local_plan(what: Wanted, view: DeviceView | None = None) -> Plan:
+    """The plan for all of it on `view`, or on this machine's device as it is now.
+
+    What a running server of the same home holds counts as free: the plan is for these models, not for them twice.
+
+    Raises:
+        ModelProblem, DoesNotFit, Unsupported.
+    """
+    from lodger.supervisor.placement import Placement
+
+    placement = Placement(what.home.models, device=what.device, reserve=what.reserve)
+    view = view or placement.choose(placement.devices(_our_pids(what)))
+    return placement.plan(view, [placement.candidate(spec) for spec in what.specs])
+
+
+def show_plan(plan: Plan) -> None:
+    """On stdout: a table that fits the terminal, or plain lines elsewhere."""
+    from rich.console import Console
+
+    from lodger.plan.explain import plan_table, plan_text
+
+    console = Console(highlight=False)
+    if console.is_terminal:
+        console.print(plan_table(plan))
+    else:
+        print(plan_text(plan), flush=True)
+
+
+def _our_pids(what: Wanted) -> list[int]:
+    from lodger.client import Client, running_server
+    from lodger.errors import LodgerError
+
+    record = running_server(what.home)
+    if record is None:
+        return []
+    try:
+        workers = Client(record.address, api_key=record.api_key, timeout=2.0).status().workers
+    except LodgerError:
+        return []
+    return [worker.pid for worker in workers if worker.pid is not None]
