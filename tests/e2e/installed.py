@@ -51,6 +51,10 @@ class Installed:
         found: dict[str, Any] = self.json("status")
         return found
 
+    @property
+    def address(self) -> str:
+        return str(self.status()["address"])
+
     def processes(self) -> list[Identity]:
         """The server and its workers, as they are now."""
         status = self.status()
