@@ -8,7 +8,7 @@ import struct
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from service_world import chat, make_facts
 
@@ -44,6 +44,7 @@ def said(text: str, **rules: Any) -> tuple[str, str | None, Usage | None]:
     return "".join(delta.text for delta in deltas), deltas[-1].finish_reason, deltas[-1].usage
 
 
+@settings(deadline=None)
 @given(st.text(max_size=60))
 def test_what_is_said_comes_back_whole(text: str) -> None:
     back, reason, usage = said(text)

@@ -71,10 +71,9 @@ def test_a_kernel_without_pidfd_makes_no_difference(tmp_path: Path, monkeypatch:
     def absent(pid: int) -> int:
         raise OSError(38, "Function not implemented")
 
-    monkeypatch.setattr(os, "pidfd_open", absent)
-
     async def main() -> None:
         child = await sleeper(tmp_path)
+        monkeypatch.setattr(os, "pidfd_open", absent)
         assert not signal_recorded(Identity(child.identity.pid, 1), signal.SIGKILL)
         assert signal_recorded(child.identity, signal.SIGTERM)
         assert await child.wait() == -signal.SIGTERM

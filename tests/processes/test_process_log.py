@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lodger import log
@@ -42,6 +42,7 @@ def test_a_file_that_is_stderr_already_gets_each_line_once(tmp_path: Path) -> No
     assert len(file.read_text().splitlines()) == 1
 
 
+@settings(deadline=None)
 @given(st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\r\n\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"))),
        st.integers(0, 30))  # fmt: skip
 def test_tail_gives_the_last_lines(tmp_path_factory: pytest.TempPathFactory, lines: list[str], count: int) -> None:

@@ -122,6 +122,25 @@ def test_a_refused_launch_leaves_no_trace_and_an_accepted_one_tells_in_its_statu
     run(main())
 
 
+def test_a_model_asked_for_at_the_last_moment_of_planning_is_planned_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        async with serving(tmp_path) as service:
+            release = service._supervisor.release
+
+            async def launch_meanwhile() -> None:
+                await release()
+                if len(service.models()) == 1:
+                    await service.launch(spec("b"), wait=False)
+
+            monkeypatch.setattr(service._supervisor, "release", launch_meanwhile)
+            await service.launch(spec("a"))
+            await until(lambda: [model.state for model in service.models()] == ["ready", "ready"])
+
+    run(main())
+
+
 def test_an_engine_name_that_changes_nothing_is_said_back(tmp_path: Path) -> None:
     async def main() -> None:
         async with serving(tmp_path) as service:

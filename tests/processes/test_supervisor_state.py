@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lodger.engines.base import LoadedInfo
@@ -70,6 +70,7 @@ def test_the_table_in_the_docstring_is_what_happens() -> None:
             assert moved.state == after.split(" ")[0], (before, event)
 
 
+@settings(deadline=None)
 @given(st.lists(events, max_size=30))
 def test_no_sequence_of_events_leads_where_it_should_not(sequence: list[Event]) -> None:
     life = Life()
@@ -84,6 +85,7 @@ def test_no_sequence_of_events_leads_where_it_should_not(sequence: list[Event]) 
         life = moved
 
 
+@settings(deadline=None)
 @given(st.lists(st.booleans(), max_size=10))
 def test_only_three_deaths_while_loading_it_make_a_model_fail(culprits: list[bool]) -> None:
     life = Life()

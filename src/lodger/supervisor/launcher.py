@@ -76,18 +76,17 @@ class Launcher:
     async def _place(self) -> None:
         """Until nobody waits for a grant. Who comes while folders are read is planned with those who came before."""
         while waiting := [record for record in self._records.values() if record.waits and record.grant is None]:
-            unread = [record for record in waiting if record.candidate is None]
             view = await _attempt(self._choose())
             if isinstance(view, LodgerError):
                 for record in waiting:
                     record.move(LoadFailed(view.info()))
-            elif unread:
+            elif unread := [record for record in waiting if record.candidate is None]:
                 for engine in {record.engine for record in unread}:
                     self._supervisor.prewarm(view.id, engine)
                 await asyncio.gather(*map(self._read, unread))
             else:
                 await self._grant(view, waiting)
-        await self._supervisor.release()
+            await self._supervisor.release()  # inside the loop: who comes meanwhile is still seen by it
 
     async def _choose(self) -> DeviceView:
         return self._placement.choose(await self.views())
