@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 from pathlib import Path
 
@@ -63,7 +64,17 @@ def test_nothing_readable_is_no_limit(tmp_path: Path) -> None:
 
 
 def test_ours_is_what_nobody_else_could_have() -> None:
-    ours = probe_host((os.getpid(), 2**22 + 1)).ours  # the second pid is nobody's
+    nobody = 2**22 + 1  # above the highest pid there can be
+    ours = probe_host((os.getpid(), nobody)).ours
     assert 0 < ours < psutil.Process().memory_info().rss
-    kept = bytearray(64 * MIB)
-    assert probe_host((os.getpid(),)).ours - ours == pytest.approx(len(kept), rel=0.2)
+    private, shared = bytearray(64 * MIB), mmap.mmap(-1, 32 * MIB)
+    shared.write(b"1" * len(shared))
+    assert probe_host((os.getpid(),)).ours - ours == pytest.approx(len(private) + len(shared), rel=0.1)
+
+
+def test_pages_of_files_are_not_ours(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(bytes(64 * MIB))
+    before = probe_host((os.getpid(),)).ours
+    with (tmp_path / "file").open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as pages:
+        assert not any(pages[at] for at in range(0, len(pages), mmap.PAGESIZE))
+        assert probe_host((os.getpid(),)).ours - before < 8 * MIB

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lodger.device.view import DeviceView
+from lodger.units import KIB
 
 
 class Limit(NamedTuple):
@@ -34,18 +35,17 @@ def probe_host(our_pids: Collection[int] = (), *, root: Path = Path("/")) -> Dev
         name=_cpu_name(root),
         total=min([memory.total, *(limit.total for limit in limits)]),
         free=min([memory.available, *(limit.free for limit in limits)]),
-        ours=sum(map(_held, our_pids)),
+        ours=sum(_held(root, pid) for pid in our_pids),
     )
 
 
-def _held(pid: int) -> int:
-    """Memory of a process that nobody else could have: its resident set without files and shared pages, which the
-    kernel counts as available already. 0 when the process is gone."""
-    import psutil
-
-    with suppress(psutil.Error):
-        memory = psutil.Process(pid).memory_info()
-        return int(memory.rss - memory.shared)
+def _held(root: Path, pid: int) -> int:
+    """Memory of a process that nobody else could have: its resident set without pages of files, which the kernel counts
+    as available already. 0 when the process is gone."""
+    with suppress(OSError):
+        pairs = (line.split(":", 1) for line in (root / f"proc/{pid}/status").read_text().splitlines())
+        kib = {name: int(value.split()[0]) for name, value in pairs if name in ("VmRSS", "RssFile")}
+        return (kib.get("VmRSS", 0) - kib.get("RssFile", 0)) * KIB
     return 0
 
 
