@@ -84,20 +84,16 @@ def activations(
     peak = step_tokens * max(attention, feed_forward) * b
     if not facts.is_decoder:
         return peak
-    return (
-        peak
-        + _logits(facts, b)
-        + (_cpu_attention(keys, b, step_tokens, context, kv_tokens) if device.kind == "cpu" else 0)
-    )
+    return peak + _logits(facts, b) + _attention(keys, b, step_tokens, context, kv_tokens)
 
 
-def _cpu_attention(keys: int, b: int, step_tokens: int, context: int, kv_tokens: int) -> int:
-    """Workspace of a decoder's attention on a CPU. The GPU's kernels read the blocks in place and need none.
+def _attention(keys: int, b: int, step_tokens: int, context: int, kv_tokens: int) -> int:
+    """Workspace of a decoder's attention over its cache, with torch's own kernels (`lodger.runtime.attention.sdpa`).
 
-    torch's CPU attention never materialises the T * C scores (measured: 2 MiB beyond the output at T = C = 2,048 and
-    32 heads, in float32 and bfloat16, causal, masked and grouped alike). What it takes is the mask of a prefill chunk
-    that continues a sequence, 1 + b bytes for each of T * C, and one layer's keys and values gathered from their
-    blocks: at most all of the cache, padded to at most twice its length.
+    They never materialise the T * C scores (measured on a CPU: 2 MiB beyond the output at T = C = 2,048 and 32 heads,
+    in float32 and bfloat16, causal, masked and grouped alike). What it takes is the mask of a prefill chunk that
+    continues a sequence, 1 + b bytes for each of T * C, and one layer's keys and values gathered from their blocks: at
+    most all of the cache, padded to at most twice its length.
     """
     return step_tokens * context * (1 + b) + 2 * (2 * kv_tokens * keys * b)
 
