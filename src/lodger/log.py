@@ -19,7 +19,7 @@ request_id: ContextVar[str] = ContextVar("request_id", default="-")
 """What the current task works for: an HTTP request's id in the gateway, model and request number in a worker."""
 
 
-def setup(file: Path | None = None, level: int = logging.INFO) -> None:
+def setup(file: Path | None = None) -> None:
     """Send the log to stderr, and to `file` too unless stderr is that file already (as in ``lodger up -d``)."""
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
     if file is not None and not _is_stderr(file):
@@ -30,7 +30,7 @@ def setup(file: Path | None = None, level: int = logging.INFO) -> None:
     for handler in handlers:
         handler.setFormatter(logging.Formatter(_FORMAT))
         handler.addFilter(_add_request_id)
-    logging.basicConfig(level=level, handlers=handlers, force=True)
+    logging.basicConfig(level=logging.INFO, handlers=handlers, force=True)
 
 
 def rotate(file: Path) -> None:
