@@ -19,6 +19,7 @@ demo:
 	@scripts/install demo
 	@$(BIN)/lodger up --demo -d
 	@$(BIN)/lodger verify
+	@echo "It goes on in the background. Stop it with: make stop"
 
 stop:
 	@$(BIN)/lodger down
