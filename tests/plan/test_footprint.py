@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import msgspec
 import pytest
 from model_facts import BGE_M3, QWEN3_4B, RERANKER, SMOLLM2
+from tiny import QWEN3_4B as SHAPE_OF_QWEN3_4B
+from tiny import write_fake_folder
 
+from lodger.catalogue.inspect import inspect_folder
 from lodger.device.view import DeviceView
 from lodger.plan import footprint
 from lodger.units import GIB, KIB, MIB
@@ -87,3 +92,9 @@ def test_dtype_on_a_cpu_is_the_upper_bound_unless_asked() -> None:
 def test_the_worker_itself() -> None:
     assert footprint.process(GPU, (151_936, 250_002)) == (550 + 164) * MIB
     assert footprint.process(CPU, ()) < footprint.process(CPU, (151_936,)) < 600 * MIB
+
+
+def test_the_facts_here_are_what_a_folder_of_that_shape_says(tmp_path: Path) -> None:
+    found = inspect_folder(write_fake_folder(tmp_path / "qwen", "qwen3", "BF16", **SHAPE_OF_QWEN3_4B))
+    for fact in ("parameters", "stored_bytes", "layers", "kv_heads", "head_dim", "intermediate_size", "vocab_size"):
+        assert getattr(found, fact) == getattr(QWEN3_4B, fact), fact
