@@ -7,6 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
+
+# A deadline measures the machine, not the code.
+settings.register_profile("lodger", deadline=None)
+settings.load_profile("lodger")
 
 
 @pytest.fixture(scope="session")

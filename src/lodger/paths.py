@@ -8,7 +8,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Home:
-    """Where Lodger keeps things. `make` creates the folders; sockets and state are for the owner only."""
+    """Where Lodger keeps things. `make` creates the folders; what is in `run` is for the owner only."""
 
     root: Path
 
@@ -18,7 +18,7 @@ class Home:
 
     @property
     def run(self) -> Path:
-        """Sockets and the record of the running server (0700)."""
+        """The record of the running server and its lock (0700)."""
         return self.root / "run"
 
     @property
@@ -39,9 +39,6 @@ class Home:
 
     def worker_log(self, device: str) -> Path:
         return self.logs / f"worker-{device.replace(':', '')}.log"
-
-    def worker_socket(self, device: str) -> Path:
-        return self.run / f"worker-{device.replace(':', '')}.sock"
 
     def make(self) -> Home:
         for folder in (self.models, self.run, self.logs, self.cache):
