@@ -139,7 +139,7 @@ def test_every_model_is_listed_with_what_it_really_is(guide: Installed) -> None:
         "bge-reranker-v2-m3-local": ("ready", "rerank"),
         "qwen3-4b-chat-local": ("ready", "chat"),
     }
-    assert len(guide.status()["workers"]) == 1  # one process for all six
+    assert len(guide.client.status().workers) == 1  # one process for all six
 
 
 def test_xinferences_own_client_works_against_it(guide: Installed) -> None:

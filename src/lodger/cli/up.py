@@ -37,6 +37,7 @@ def run(
 
     Shows the plan first. Where a server of this home runs already, only what is missing is launched.
     """
+    from lodger.cli.render import say
     from lodger.client import Client, running_server
 
     flags = Flags(
@@ -60,7 +61,12 @@ def run(
         record = _detached(what, flags)
     else:
         launched = _launch_missing(Client(record.address, api_key=record.api_key), what)
-    if not _check(Client(record.address, api_key=record.api_key), what, launched):
+    try:
+        good = _check(Client(record.address, api_key=record.api_key), what, launched)
+    except KeyboardInterrupt:
+        say(f"\nThe server goes on in the background at {record.address}; `lodger down` stops it.")
+        raise
+    if not good:
         raise typer.Exit(1)
 
 

@@ -44,7 +44,7 @@ def show_answers(answers: Iterable[Answer]) -> bool:
     for answer in answers:
         mark = "wrong" if answer.problems else "ok"
         print(f"{mark:5}  {answer.uid} ({answer.kind or 'unknown kind'})", flush=True)
-        for name, text in (("asked", answer.asked), ("said", answer.answered), ("took", _numbers(answer))):
+        for name, text in (("asked", answer.asked), ("said", answer.answered), ("measured", _numbers(answer))):
             if text:
                 print(f"       {name}: {' '.join(text.split())}", flush=True)
         for problem in answer.problems:
@@ -54,8 +54,9 @@ def show_answers(answers: Iterable[Answer]) -> bool:
 
 
 def _numbers(answer: Answer) -> str:
-    shown = []
-    for name, value in answer.numbers.items():
-        if name not in ("right", "wrong"):  # the answer shows them already
-            shown.append(f"{name.replace('_', ' ')} {value:g}")
-    return ", ".join(shown)
+    n = answer.numbers
+    if "tokens" in n:
+        rate = f", then {n['tokens_per_second']:g} a second" if "tokens_per_second" in n else ""
+        return f"{n['tokens']:g} tokens, the first after {n['first_token_seconds']:.2f} s{rate}"
+    size = f"{n['dimensions']:g} dimensions, length {n['norm']:g}, " if "dimensions" in n else ""
+    return f"{size}{n['seconds'] * 1000:.0f} ms" if "seconds" in n else ""
