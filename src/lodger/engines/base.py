@@ -1,7 +1,7 @@
 """The contract of an engine: text in, text out, inside a budget, on one device.
 
-An engine lives in a worker process and holds every model of that process. `load` and `close` block (the worker calls them
-in a thread); the three verbs are coroutines of the worker's event loop.
+An engine lives in a worker process and holds every model of that process. `load` and `close` block (the worker calls
+them in a thread); the three verbs are coroutines of the worker's event loop.
 """
 
 from __future__ import annotations
