@@ -77,7 +77,7 @@ class Client:
         LodgerError: what the server said, rebuilt.
     """
 
-    def __init__(self, base_url: str, *, api_key: str | None = None, timeout: float = 30.0) -> None:
+    def __init__(self, base_url: str, *, api_key: str | None = None, timeout: float = 60.0) -> None:
         self.base_url = base_url.rstrip("/").removesuffix("/v1")
         parts = urlsplit(self.base_url)
         if parts.scheme not in ("http", "https") or not parts.hostname:

@@ -123,6 +123,9 @@ def test_a_model_that_cannot_be_had_is_listed_with_its_reason(lodger: Installed,
 def test_verify_asks_every_model(lodger: Installed) -> None:
     answers = lodger.json("verify")
     assert {answer["uid"]: answer["problems"] for answer in answers} == {uid: [] for uid in MODELS}
+    plain = lodger("verify", PYTHONIOENCODING="latin-1")  # a terminal without Chinese
+    assert plain.returncode == 0
+    assert r"\u4f60\u597d" in plain.stdout
 
 
 def test_logs_of_the_server_and_of_one_model(lodger: Installed) -> None:
@@ -131,6 +134,15 @@ def test_logs_of_the_server_and_of_one_model(lodger: Installed) -> None:
     assert "chat-local" in one
     assert "bge-m3-local" not in one
     assert len(lodger.ok("logs", "-n", "2").stdout.splitlines()) == 2
+    cut = subprocess.run(
+        f"{lodger.script} logs -n 1000 | head -n 1",
+        shell=True,
+        env=lodger.env,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert (len(cut.stdout.splitlines()), cut.stderr) == (1, "")
     unknown = lodger("logs", "nosuch")
     assert unknown.returncode == 1
     assert "nosuch" in unknown.stderr

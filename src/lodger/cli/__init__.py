@@ -6,6 +6,7 @@ with 2, Ctrl-C with 130. Commands import what they need inside their bodies, so 
 
 from __future__ import annotations
 
+import io
 import sys
 from importlib import import_module
 from typing import Annotated
@@ -34,6 +35,9 @@ COMMANDS: dict[str, str] = {
 
 def main() -> None:
     """Entry point of `lodger` and of `python -m lodger`."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # Chinese on a terminal that cannot show it is no error
     try:
         _app()(prog_name="lodger")
     except LodgerError as error:

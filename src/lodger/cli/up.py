@@ -94,12 +94,14 @@ def _foreground(what: Wanted) -> None:
 def _detached(what: Wanted, flags: Flags) -> ServerRecord:
     from lodger.cli.background import start_server
     from lodger.cli.plan import local_plan, show_plan
+    from lodger.cli.render import say
     from lodger.server import bind, check_exposure
 
     # What the server itself would refuse in a moment, said here instead of in its log.
     check_exposure(what.host, what.api_key, open=what.open)
     bind(what.host, what.port).close()
     show_plan(local_plan(what))
+    say()
     return start_server(what.home, flags.words(), api_key=what.api_key)
 
 
