@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
+from functools import partial
 
 import msgspec
 
@@ -114,8 +115,7 @@ class GenerateModel(ServedModel):
 
     def _cancel(self, choices: list[_Choice]) -> None:
         for choice in choices:
-            sequence_id = choice.sequence_id
-            self._serving.loop.post(lambda id=sequence_id: self._lane.cancel(id))
+            self._serving.loop.post(partial(self._lane.cancel, choice.sequence_id))
 
 
 class _Choice:
