@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from lodger.budget import Budget
+from lodger.catalogue.facts import ModelFacts
 from lodger.catalogue.inspect import inspect_folder
+from lodger.engines.base import LoadRequest
+from lodger.engines.native import NativeEngine
+from lodger.runtime import kv
 from lodger.runtime.loading import load_runner
 from lodger.runtime.precision import precision
 from lodger.runtime.runner import Runner
+from lodger.spec import ModelSpec
 from lodger.tasks import Kind
 from lodger.units import GIB
 
@@ -52,3 +59,34 @@ def oracle_of(tiny: Callable[..., Path], device: torch.device) -> Callable[[str]
         return loaded[family]
 
     return load
+
+
+class Serve:
+    """`serve("qwen3")`: that tiny model behind the native engine, in float32 unless told otherwise."""
+
+    def __init__(self, engine: NativeEngine, device: torch.device, tiny: Callable[..., Path]) -> None:
+        self.engine, self._device, self._tiny = engine, device, tiny
+        self._served: dict[Any, Any] = {}
+        self._numbers = count()
+
+    def __call__(self, family: str, kind: Kind | None = None, **changes: Any) -> Any:
+        """Loaded once for each combination; see `fresh`."""
+        key = (family, kind, tuple(sorted(changes.items())))
+        if key not in self._served:
+            self._served[key] = self.fresh(inspect_folder(self._tiny(family), kind), **changes)
+        return self._served[key]
+
+    def fresh(self, facts: ModelFacts, *, dtype: str | None = "float32", blocks: int = 256, **budget: Any) -> Any:
+        """A model of its own with a KV cache of `blocks` blocks of 16 tokens, to be closed by the test."""
+        block = kv.block_bytes(facts, 16, torch.float32)
+        granted = {"weights": GIB, "kv_cache": blocks * block, "step_tokens": 256, "context_length": 0} | budget
+        spec = ModelSpec(uid=f"{facts.name}-{next(self._numbers)}")
+        request = LoadRequest(spec=spec, facts=facts, budget=Budget(**granted), device=str(self._device), dtype=dtype)
+        return self.engine.load(request, lambda _: None)
+
+
+@pytest.fixture(scope="session")
+def serve(device: torch.device, tiny: Callable[..., Path]) -> Iterator[Serve]:
+    engine = NativeEngine(str(device))
+    yield Serve(engine, device, tiny)
+    engine.close()

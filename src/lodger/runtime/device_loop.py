@@ -62,13 +62,13 @@ class DeviceLoop:
 
     def remove(self, name: str) -> None:
         """Serve this model no longer: whoever still waits for it gets `Cancelled`. Returns when that is done."""
+        self.post(lambda: self._lanes.pop(name).close())
+        self.wait()
+
+    def wait(self) -> None:
+        """Until everything posted so far has been run."""
         done = threading.Event()
-
-        def leave() -> None:
-            self._lanes.pop(name).close()
-            done.set()
-
-        self.post(leave)
+        self.post(done.set)
         while not done.wait(timeout=1) and self._thread.is_alive():
             pass
 

@@ -11,10 +11,11 @@ from lodger.catalogue.facts import ModelFacts
 from lodger.runtime.layers import half_weights_served, make_linear
 from lodger.runtime.precision import Precision, precision
 
-_WORKING_SET = 48 * 2**20  # bytes of float32 weights: more than caches hold, as a whole model's are
+_WORKING_SET = 16 * 2**20  # bytes of float32 weights: a product finds them in no core's own cache
 _MOST_LAYERS = 64
-_DECODE_ROWS, _ENCODE_ROWS = 1, 256  # tokens in one product: a chat's next token; a text to embed
+_DECODE_ROWS, _ENCODE_ROWS = (1, 8), (256,)  # tokens in one product: next tokens of one and of eight chats; a text
 _REPEATS = 3
+_ADVANTAGE = {"float32": 1.0, "float16": 1.15, "bfloat16": 1.3}  # how much faster the coarser must be to be preferred
 
 
 def precisions(facts: ModelFacts, asked: str | None, device: torch.device) -> list[Precision]:
@@ -37,23 +38,34 @@ def precisions(facts: ModelFacts, asked: str | None, device: torch.device) -> li
 
 
 @cache
-def _by_speed(hidden: int, intermediate: int, rows: int) -> list[str]:
-    names = ["float32", "bfloat16", *(["float16"] if half_weights_served() else [])]
-    return sorted(names, key=lambda name: _seconds(precision(name, torch.device("cpu")), hidden, intermediate, rows))
-
-
 @torch.inference_mode()
-def _seconds(precision: Precision, hidden: int, intermediate: int, rows: int) -> float:
-    """Best time of `rows` tokens through as many up-projections as make a working set."""
-    cpu = torch.device("cpu")
-    weight = torch.randn(intermediate, hidden, dtype=precision.weights)
-    count = min(max(_WORKING_SET // (weight.numel() * 4), 1), _MOST_LAYERS)
-    layers = [make_linear(weight.clone(), None, cpu, precision) for _ in range(count)]
-    x = torch.randn(rows, hidden, dtype=precision.compute)
-    best = float("inf")
-    for _ in range(_REPEATS):
-        start = time.perf_counter()
-        for layer in layers:
+def _by_speed(hidden: int, intermediate: int, rows: tuple[int, ...]) -> list[str]:
+    """Names in the order of one core's time for the products, which other work on the machine changes least."""
+    names = ["float32", "bfloat16", *(["float16"] if half_weights_served() else [])]
+    trials = [_Trial(precision(name, torch.device("cpu")), hidden, intermediate) for name in names]
+    total: dict[str, float] = {}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for name, trial in zip(names, trials, strict=True):
+            total[name] = sum(min(trial.seconds(count) for _ in range(_REPEATS)) for count in rows)
+    finally:
+        torch.set_num_threads(threads)
+    return sorted(names, key=lambda name: total[name] * _ADVANTAGE[name])
+
+
+class _Trial:
+    """As many up-projections of a model's shape as make a working set."""
+
+    def __init__(self, precision: Precision, hidden: int, intermediate: int) -> None:
+        count = min(max(_WORKING_SET // (4 * hidden * intermediate), 1), _MOST_LAYERS)
+        weight = torch.randn(intermediate, hidden, dtype=precision.weights)
+        self._layers = [make_linear(weight.clone(), None, torch.device("cpu"), precision) for _ in range(count)]
+        self._hidden, self._dtype = hidden, precision.compute
+
+    def seconds(self, rows: int) -> float:
+        x = torch.randn(rows, self._hidden, dtype=self._dtype)
+        start = time.thread_time()
+        for layer in self._layers:
             layer(x)
-        best = min(best, time.perf_counter() - start)
-    return best
+        return time.thread_time() - start

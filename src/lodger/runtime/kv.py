@@ -25,7 +25,9 @@ class KVCache:
         self.tensor = _zeros(shape, dtype, device)
         self.block_size = block_size
         self.blocks = blocks
-        self._layers = [layer.flatten(1, 2) for layer in self.tensor]  # each [2, slots, kv_heads, head_dim]
+        by_slot = [layer.flatten(1, 2) for layer in self.tensor]
+        self._keys = [layer[0] for layer in by_slot]  # each [slots, kv_heads, head_dim]
+        self._values = [layer[1] for layer in by_slot]
 
     @property
     def nbytes(self) -> int:
@@ -33,14 +35,17 @@ class KVCache:
 
     def write(self, layer: int, slots: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Store [T, kv_heads, head_dim] of each at `slots` [T]."""
-        cache = self._layers[layer]
-        cache[0].index_copy_(0, slots, keys)
-        cache[1].index_copy_(0, slots, values)
+        self._keys[layer].index_copy_(0, slots, keys)
+        self._values[layer].index_copy_(0, slots, values)
 
     def gather(self, layer: int, table: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of `table` [N, B], each [N, B * block_size, kv_heads, head_dim]."""
         found = self.tensor[layer].index_select(1, table.flatten()).view(2, len(table), -1, *self.tensor.shape[-2:])
         return found[0], found[1]
+
+    def span(self, layer: int, start: int, end: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of neighbouring slots in place, each [end - start, kv_heads, head_dim]."""
+        return self._keys[layer][start:end], self._values[layer][start:end]
 
 
 def block_bytes(facts: ModelFacts, block_size: int, dtype: torch.dtype) -> int:

@@ -14,7 +14,8 @@ from lodger.runtime import attention, families
 from lodger.runtime.backbone import Backbone, TransformersBackbone, place
 from lodger.runtime.decoder import DenseDecoder, is_dense
 from lodger.runtime.heads import ClassifierHead, EmbeddingHead
-from lodger.runtime.layers import Placement, PlainLinear
+from lodger.runtime.heap import exact_allocations
+from lodger.runtime.layers import Placement, PlainLinear, linear_bytes
 from lodger.runtime.precision import Precision
 from lodger.runtime.runner import Head, Runner
 from lodger.runtime.selftest import SelfTest
@@ -26,6 +27,7 @@ LM_HEAD = "lm_head.weight"
 
 
 @torch.inference_mode()
+@exact_allocations()
 def load_runner(
     facts: ModelFacts, weight_budget: int, precisions: Sequence[Precision], device: torch.device, progress: Report
 ) -> Runner:
@@ -38,7 +40,7 @@ def load_runner(
     """
     checkpoint = Checkpoint(Path(facts.path))
     stored = _stored_model(facts, checkpoint)
-    sizes = {precision: weight_bytes(stored, facts, precision) for precision in precisions}
+    sizes = {precision: weight_bytes(stored, facts, precision, device) for precision in precisions}
     fitting = [precision for precision, size in sizes.items() if size <= weight_budget]
     if not fitting:
         raise _too_big(facts, min(sizes, key=sizes.__getitem__), min(sizes.values()), weight_budget)
@@ -50,12 +52,21 @@ def load_runner(
     raise test.refusal(runner)
 
 
-def weight_bytes(model: PreTrainedModel, facts: ModelFacts, precision: Precision) -> int:
+def weight_bytes(model: PreTrainedModel, facts: ModelFacts, precision: Precision, device: torch.device) -> int:
     """Bytes of the weights on the device. An output projection that cannot use the embedding's table counts as well."""
-    elements = sum(parameter.numel() for parameter in model.parameters())
+    size = sum(_module_bytes(module, precision, device) for module in model.modules())
     if facts.is_decoder and not (facts.tied_embeddings and _one_table(precision)):
-        elements += facts.vocab_size * facts.hidden_size
-    return elements * precision.weights.itemsize
+        size += linear_bytes(torch.Size((facts.vocab_size, facts.hidden_size)), device, precision)
+    return size
+
+
+def _module_bytes(module: torch.nn.Module, precision: Precision, device: torch.device) -> int:
+    """Of its own parameters: matrices are stored in the weights' dtype, vectors in that of the activations."""
+    if isinstance(module, torch.nn.Linear):
+        bias = 0 if module.bias is None else module.bias.numel() * precision.compute.itemsize
+        return linear_bytes(module.weight.shape, device, precision) + bias
+    own = module.parameters(recurse=False)
+    return sum(p.numel() * (precision.weights if p.dim() == 2 else precision.compute).itemsize for p in own)
 
 
 def _one_table(precision: Precision) -> bool:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from lodger.catalogue.facts import ModelFacts
@@ -43,7 +44,7 @@ class SelfTest:
         base: Any = model.base_model
         base.set_attn_implementation("sdpa")
         with _streamed_float32(base):
-            self._expected = [self._alone(base, text) for text in self._texts]
+            self._expected = self._padded(base)
         base.set_attn_implementation(interface.NAME)
 
     def error(self, runner: Runner) -> float:
@@ -62,16 +63,17 @@ class SelfTest:
             hint="Try dtype float32; if it fails too, this model cannot be served.",
         )
 
-    def _alone(self, base: Any, text: torch.Tensor) -> torch.Tensor:
+    def _padded(self, base: Any) -> list[torch.Tensor]:
+        """One row for each text, so that every weight is converted once."""
+        ids = pad_sequence(self._texts, batch_first=True)
+        mask = pad_sequence([torch.ones_like(text) for text in self._texts], batch_first=True)
         offset = self._facts.position_offset
-        inputs: dict[str, Any] = {
-            "input_ids": text[None],
-            "position_ids": torch.arange(offset, offset + len(text))[None],
-        }
+        positions = torch.arange(offset, offset + ids.shape[1]).expand_as(ids)
+        inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
         if not self._facts.is_decoder:
-            inputs["token_type_ids"] = torch.zeros_like(text)[None]
+            inputs["token_type_ids"] = torch.zeros_like(ids)
         hidden: torch.Tensor = base(**inputs, return_dict=False)[0]
-        return hidden[0]
+        return [own[: len(text)] for own, text in zip(hidden, self._texts, strict=True)]
 
     def _encoding(self, runner: Runner) -> list[torch.Tensor]:
         items = [Item(0, index, tuple(text.tolist())) for index, text in enumerate(self._texts)]

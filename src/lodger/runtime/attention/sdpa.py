@@ -25,7 +25,10 @@ class SdpaAttention:
             parts.extend(_equal_runs(batch.offsets, causal))
             return SdpaPlan(parts)
         single = [n for n, length in enumerate(lengths) if length == 1 and batch.past[n]]
-        parts.extend(DecodePart.of(rows, batch, cache, self.device) for rows in _alike(single, batch.past))
+        if len(single) == 1 and _neighbours(batch.blocks[single[0]]):
+            parts.append(SpanPart.of(single[0], batch, cache))
+        else:
+            parts.extend(DecodePart.of(rows, batch, cache, self.device) for rows in _alike(single, batch.past))
         for n in set(range(len(lengths))).difference(single):
             start, end = batch.offsets[n], batch.offsets[n + 1]
             if batch.past[n]:
@@ -72,6 +75,26 @@ class ChunkPart:
         mask = _mask_of(self._masks, call.window or total, self.end - self.start, self.past, q.device)
         out = sdpa(q, keys, values, mask, scale=call.scale, enable_gqa=call.grouped)
         call.out[self.start : self.end] = out[0].transpose(0, 1)
+
+
+@dataclass(slots=True)
+class SpanPart:
+    """One sequence that adds one token, with its keys in neighbouring slots: nothing is gathered."""
+
+    row: int  # in the packed row
+    start: int  # slots
+    end: int
+
+    @classmethod
+    def of(cls, sequence: int, batch: PackedBatch, cache: KVCache) -> SpanPart:
+        start = batch.blocks[sequence][0] * cache.block_size
+        return cls(batch.offsets[sequence], start, start + batch.past[sequence] + 1)
+
+    def attend(self, call: Call) -> None:
+        start = self.start if call.window is None else max(self.start, self.end - call.window)
+        keys, values = (x.transpose(0, 1)[None] for x in call.span(start, self.end))
+        query = call.packed[0][self.row].view(1, keys.shape[1], -1, keys.shape[3])
+        call.out[self.row] = sdpa(query, keys, values, scale=call.scale).view(-1, keys.shape[3])
 
 
 @dataclass(slots=True)
@@ -129,7 +152,7 @@ class DecodePart:
         return torch.zeros(seen.shape, dtype=dtype, device=at.device).masked_fill_(~seen, -torch.inf)[:, None, None]
 
 
-Part = FreshPart | ChunkPart | DecodePart
+Part = FreshPart | ChunkPart | SpanPart | DecodePart
 
 
 @dataclass(slots=True)
@@ -150,6 +173,10 @@ class Call:
     def gather(self, table: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         assert self.cache is not None
         return self.cache.gather(self.layer, table)
+
+    def span(self, start: int, end: int) -> tuple[torch.Tensor, torch.Tensor]:
+        assert self.cache is not None
+        return self.cache.span(self.layer, start, end)
 
 
 class SdpaPlan:
@@ -186,6 +213,11 @@ def _equal_runs(offsets: tuple[int, ...], causal: bool) -> Iterator[FreshPart]:
             continue
         yield FreshPart(offsets[first], offsets[n + 1], count, causal)
         first, count = n + 1, 1
+
+
+def _neighbours(blocks: tuple[int, ...]) -> bool:
+    """Whether these blocks lie one behind the other."""
+    return blocks == tuple(range(blocks[0], blocks[0] + len(blocks)))
 
 
 def _alike(rows: list[int], past: tuple[int, ...]) -> list[list[int]]:

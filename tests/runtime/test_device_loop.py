@@ -1,0 +1,178 @@
+"""The device loop: fair turns, and a failing step costs only those whose work it was."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lodger.catalogue.inspect import inspect_folder
+from lodger.errors import InternalError, OutOfMemory
+from lodger.runtime.device_loop import DeviceLoop
+from lodger.runtime.recovery import run_or_split
+from lodger.sched.arbiter import Claim
+from lodger.sched.step import Lane
+from lodger.tasks import CompletionTask, EmbedTask, SamplingParams, StopRules, Usage
+
+
+class Counted:
+    """A lane that writes down its turns."""
+
+    def __init__(self, name: str, journal: list[str], kind: Lane, *, decodes: int = 0, steps: int = 0) -> None:
+        self.name, self.step_tokens, self.kind, self.journal = name, 512, kind, journal
+        self.decodes, self.steps = decodes, steps
+        self.budgets: set[int] = set()
+
+    @property
+    def decoding(self) -> bool:
+        return self.decodes > 0
+
+    def decode(self) -> None:
+        self.decodes -= 1
+        self.journal.append(f"{self.name} decode")
+
+    def claims(self, budget: int) -> Iterable[Claim]:
+        return [Claim(self.name, self.kind, budget, False)] if self.steps else []
+
+    def micro_step(self, lane: Lane, budget: int) -> None:
+        self.steps -= 1
+        self.budgets.add(budget)
+        self.journal.append(f"{self.name} {lane}")
+
+    def close(self) -> None:
+        self.journal.append(f"{self.name} closed")
+
+
+def test_every_chat_gets_its_token_between_any_two_micro_steps() -> None:
+    journal: list[str] = []
+    chats = [Counted(name, journal, "prefill", decodes=5) for name in "ab"]
+    bulk = Counted("bulk", journal, "embed", steps=8)
+    loop = DeviceLoop("test")
+    lanes = [*chats, bulk]
+    loop.post(lambda: [loop._lanes.update({lane.name: lane}) for lane in lanes] and None)
+    while bulk.steps or any(chat.decodes for chat in chats):
+        loop.wait()
+    loop.close()
+    turn = ["a decode", "b decode", "bulk embed"]
+    assert journal == turn * 5 + ["bulk embed"] * 3 + ["a closed", "b closed", "bulk closed"]
+    assert bulk.budgets == {64, 512}, "small steps beside chats, whole ones else"
+
+
+def test_the_loop_sleeps_without_work_and_says_when_it_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threading, "excepthook", lambda args: None)
+    loop = DeviceLoop("test")
+    loop.wait()
+    loop.check()
+    loop.post(lambda: 1 / 0 and None)
+    loop._thread.join()
+    with pytest.raises(InternalError, match="thread that owns the device has ended"):
+        loop.check()
+
+
+def halves(work: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    return (work[: len(work) // 2], work[len(work) // 2 :]) if len(work) > 1 else None
+
+
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory"),
+                                   RuntimeError("DefaultCPUAllocator: can't allocate memory")])  # fmt: skip
+def test_out_of_memory_splits_until_only_the_one_that_does_not_fit_is_left(error: Exception) -> None:
+    done: list[int] = []
+    failed: list[Any] = []
+
+    def compute(work: tuple[int, ...]) -> None:
+        if 5 in work or len(work) > 4:
+            raise error
+        done.extend(work)
+
+    run_or_split(tuple(range(8)), compute, halves, lambda work, why: failed.append((work, type(why))))
+    assert sorted(done) == [0, 1, 2, 3, 4, 6, 7]
+    assert failed == [((5,), OutOfMemory)]
+
+
+def test_any_other_error_fails_the_step_and_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    failed: list[Any] = []
+
+    def broken(work: tuple[int, ...]) -> None:
+        raise ValueError("secret text of a caller")
+
+    run_or_split((1, 2), broken, halves, lambda work, why: failed.append((work, why)))
+    ((work, why),) = failed
+    assert (work, type(why)) == ((1, 2), InternalError)
+    assert "secret" not in why.text
+    assert "secret text of a caller" in caplog.text
+
+
+def generate(model: Any, prompt: tuple[int, ...]) -> Any:
+    async def collect() -> Any:
+        rules = StopRules(max_tokens=8, ignore_eos=True)
+        task = CompletionTask(model="m", prompt=prompt, sampling=SamplingParams(temperature=0), stopping=rules)
+        return [delta async for delta in model.generate(task)]
+
+    return collect()
+
+
+def out_of_memory_for(runner: Any, method: str, bad: Callable[[Any], bool], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The runner's device has no memory for steps with something bad in them."""
+    compute = getattr(type(runner), method)
+
+    def guarded(self: Any, step: Any, *rest: Any) -> Any:
+        if self is runner and bad(step):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return compute(self, step, *rest)
+
+    monkeypatch.setattr(type(runner), method, guarded)
+
+
+def test_a_chat_that_runs_out_of_memory_ends_alone(
+    serve: Any, tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = serve.fresh(inspect_folder(tiny("qwen3")))
+    good, bad = [(5 + n, 6, 7) for n in range(5)], (99, 98, 97)
+    alone = [asyncio.run(generate(model, prompt)) for prompt in good]
+    out_of_memory_for(
+        model._lane._runner, "logits", lambda step: any(row.tokens == bad for row in step.rows), monkeypatch
+    )
+
+    async def together() -> list[Any]:
+        return await asyncio.gather(*(generate(model, p) for p in [*good, bad]), return_exceptions=True)
+
+    *answers, failed = asyncio.run(together())
+    assert answers == alone
+    assert isinstance(failed, OutOfMemory)
+    model.close()
+
+
+def test_a_long_prompt_is_computed_in_smaller_chunks_when_memory_is_short(
+    serve: Any, tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = serve.fresh(inspect_folder(tiny("llama")))
+    prompt = tuple(range(10, 250))
+    whole = asyncio.run(generate(model, prompt))
+    fresh = serve.fresh(inspect_folder(tiny("llama")))
+    out_of_memory_for(fresh._lane._runner, "logits", lambda step: step.tokens > 70, monkeypatch)
+    assert asyncio.run(generate(fresh, prompt)) == whole
+    model.close()
+    fresh.close()
+
+
+def test_a_text_that_does_not_fit_fails_its_request_and_no_other(
+    serve: Any, tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = serve.fresh(inspect_folder(tiny("minilm")))
+    out_of_memory_for(
+        model._lane._runner, "encode", lambda step: any(99 in item.tokens for item in step.items), monkeypatch
+    )
+
+    async def together() -> list[Any]:
+        requests = [EmbedTask(model="m", inputs=((5, n, 6), (5, 6))) for n in (10, 99, 11)]
+        return await asyncio.gather(*(model.embed(request) for request in requests), return_exceptions=True)
+
+    first, failed, last = asyncio.run(together())
+    assert isinstance(failed, OutOfMemory)
+    assert (first.usage, last.usage) == (Usage(5), Usage(5))
+    model.close()
