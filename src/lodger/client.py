@@ -178,6 +178,8 @@ def _error(status: int, body: bytes) -> LodgerError:
         answer = None
     error = answer.get("error") if isinstance(answer, dict) else None
     if isinstance(error, dict) and error.get("code") in BY_CODE:
-        return BY_CODE[error["code"]](str(error.get("message")), param=error.get("param"))
+        hint = error.get("hint") or None
+        message = str(error.get("message")).removesuffix(hint or "").rstrip()
+        return BY_CODE[error["code"]](message, hint=hint, param=error.get("param"))
     said = answer.get("detail") if isinstance(answer, dict) else None
     return LodgerError(f"The server answered {status}: {said or body[:200].decode(errors='replace')}")

@@ -26,7 +26,6 @@ from lodger.spec import ModelSpec
 
 if TYPE_CHECKING:
     import uvicorn
-    from fastapi import FastAPI
 
     from lodger.supervisor.local_service import LocalService
 
@@ -144,17 +143,15 @@ def _only_server(home: Home) -> Iterator[None]:
 
 
 async def _serve(options: ServerOptions, listener: socket.socket, started: Callable[[ServerRecord], None]) -> None:
-    from lodger.api.app import build_app
-    from lodger.api.context import ApiOptions
     from lodger.supervisor.local_service import LocalService
 
     host, port = listener.getsockname()[:2]
     record = ServerRecord(process=_ourselves(), host=host, port=port, api_key=options.api_key)
     service = LocalService(options.home, address=record.address, reserve=options.reserve, device=options.device)
-    app = build_app(service, ApiOptions(api_key=options.api_key, host=host, port=port, open=options.open))
-    server = _uvicorn(app)
-    _Stop(server, service).take_signals()
     launching = asyncio.create_task(_launch(service, options.specs))
+    # Beside the launch: FastAPI takes half a second to import, and the worker's libraries ten times that.
+    server = await asyncio.to_thread(_http_server, service, options, host, port)
+    _Stop(server, service).take_signals()
     _write_record(options.home, record)
     _log.info("Lodger %s serves at %s.", __version__, record.address)
     started(record)
@@ -189,11 +186,14 @@ async def _launch(service: LocalService, specs: tuple[ModelSpec, ...]) -> None:
             _log.error("%s was not launched: %s", spec.uid, error.text)
 
 
-def _uvicorn(app: FastAPI) -> uvicorn.Server:
+def _http_server(service: LocalService, options: ServerOptions, host: str, port: int) -> uvicorn.Server:
     import uvicorn
 
+    from lodger.api.app import build_app
+    from lodger.api.context import ApiOptions
+
     config = uvicorn.Config(
-        app,
+        build_app(service, ApiOptions(api_key=options.api_key, host=host, port=port, open=options.open)),
         loop="none",  # ours runs already
         http="httptools",
         ws="none",

@@ -22,6 +22,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     size_in_billions: str | None = None  # picks among the sizes of one name, as Xinference's flag does
     context_length: int | None = None  # tokens of prompt and answer together
     memory: int | None = None  # most bytes this model may hold; None: what the plan gives
+    memory_fraction: float | None = None  # vLLM's way to say it: of the whole device, in 0..1; the plan makes it bytes
     dtype: str | None = None  # "float32", "bfloat16", "float16"; None: what the device does best
     engine: str | None = None  # any known name; see `lodger.engines`
     description: str | None = None

@@ -198,6 +198,7 @@ def test_a_failure_in_mid_stream_is_an_event_and_no_done(served: Served) -> None
             "type": "worker_down",
             "code": "worker_down",
             "param": None,
+            "hint": "It is being restarted.",
         }
     }
     assert empty == ""

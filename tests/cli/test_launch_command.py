@@ -25,7 +25,7 @@ CHAT = """launch --model-name Qwen3-Instruct --model-uid qwen3-local --model-typ
 def answer(server: Scripted, uid: str, *notes: str, state: str = "ready", **more: Any) -> None:
     """Have `server` accept a launch of `uid`, and list it in `state`."""
     accepted = {"model_uid": uid, "notes": notes}
-    model = {"spec": {"uid": uid}, "state": state, "created": 1.0, **more}
+    model = {"spec": {"uid": uid, "notes": notes}, "state": state, "created": 1.0, **more}
     server.replies["POST /v1/models?wait_ready=false"] = (200, {}, json.dumps(accepted).encode())
     server.replies["GET /lodger/models"] = (200, {}, json.dumps([model]).encode())
 

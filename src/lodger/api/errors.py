@@ -21,7 +21,7 @@ _NO_RETRY_HELPS = {413, 507}  # the OpenAI SDK repeats every 5xx unless told oth
 
 def error_value(error: LodgerError) -> dict[str, Any]:
     """The value of ``error`` in bodies and in event streams."""
-    return {"message": error.text, "type": error.code, "code": error.code, "param": error.param}
+    return {"message": error.text, "type": error.code, "code": error.code, "param": error.param, "hint": error.hint}
 
 
 def error_response(error: LodgerError, *, status: int | None = None) -> Response:

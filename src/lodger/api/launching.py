@@ -24,8 +24,6 @@ _DTYPES = {"half": "float16", "fp16": "float16", "bf16": "bfloat16", "fp32": "fl
 _VENV = "Lodger makes no virtual environments and installs nothing at launch."
 _PLANNED = "the plan decides which device serves a model."
 _NOTES = {
-    "gpu_memory_utilization": "a fraction of the whole card is no budget on a shared one: the plan grants GiB, and "
-    "`memory` (such as 6GiB) limits them.",
     "trust_remote_code": "code from model folders is never run.",
     "enable_virtual_env": _VENV,
     "virtual_env_packages": _VENV,
@@ -73,6 +71,7 @@ class LaunchRequest(Body):
     dtype: str | None = None
     torch_dtype: str | None = None
     memory: int | str | None = Field(None, description="The most the model may hold, such as 6GiB")
+    gpu_memory_utilization: float | None = Field(None, gt=0, le=1, description="Of the whole device, as vLLM means it")
     replica: int | None = Field(None, ge=1)
     peft_model_config: dict[str, Any] | None = None
 
@@ -104,6 +103,7 @@ class LaunchRequest(Body):
             size_in_billions=None if size is None else str(size).replace("_", "."),
             context_length=self.context_length or self.max_model_len,
             memory=self._memory(),
+            memory_fraction=self.gpu_memory_utilization,
             dtype=self._dtype(),
             engine=self.model_engine or None,
             notes=self._notes(),

@@ -27,7 +27,9 @@ Folder = Annotated[str | None, typer.Option("--model-path", "-mp", metavar="FOLD
 Size = Annotated[str | None, typer.Option("--size-in-billions", "-s", help="Picks among the sizes of one name.")]
 Context = Annotated[int | None, typer.Option("--context-length", min=1, help="Tokens of prompt and answer together.")]
 Memory = Annotated[str | None, typer.Option("--memory", metavar="SIZE", help="The most it may hold, like 6GiB.")]
-Utilization = Annotated[float | None, typer.Option("--gpu-memory-utilization", help="vLLM's; the plan decides in GiB.")]
+Utilization = Annotated[
+    float | None, typer.Option("--gpu-memory-utilization", help="vLLM's fraction of the whole card; said back in GiB.")
+]
 Format = Annotated[str | None, typer.Option("--model-format", "-f", help="What the folder holds is served.")]
 Quantization = Annotated[str | None, typer.Option("--quantization", "-q", help="Weights are served as they are.")]
 Replica = Annotated[int | None, typer.Option("--replica", "-r", min=1, help="One copy serves all callers together.")]
@@ -91,11 +93,12 @@ def _launch(client: Client, body: dict[str, Any]) -> None:
     from lodger.cli.progress import raise_failed, wait_settled
     from lodger.cli.render import say
 
-    answer = client.post("/v1/models?wait_ready=false", body)
-    for note in answer.get("notes", ()):
-        say(f"note: {note}")
-    uid = answer["model_uid"]
-    raise_failed(wait_settled(client, [uid]))
+    uid = client.post("/v1/models?wait_ready=false", body)["model_uid"]
+    settled = wait_settled(client, [uid])
+    for status in settled:
+        for note in status.spec.notes:
+            say(f"note: {note}")
+    raise_failed(settled)
     print(f"Model uid: {uid}")
 
 

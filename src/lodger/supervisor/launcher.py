@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from lodger.device.view import DeviceView
 from lodger.errors import InternalError, LodgerError
+from lodger.plan.fraction import in_bytes
 from lodger.plan.values import Candidate, Plan
 from lodger.spec import ModelSpec
 from lodger.supervisor.placement import Placement
@@ -57,7 +58,7 @@ class Launcher:
         held = self._held(view)
         here = {candidate.spec.uid for candidate in held}
         new = [await asyncio.to_thread(self._placement.candidate, spec) for spec in specs if spec.uid not in here]
-        return await asyncio.to_thread(self._placement.plan, view, [*held, *new])
+        return await asyncio.to_thread(self._placement.plan, view, [*held, *(in_bytes(one, view) for one in new)])
 
     async def plans(self) -> tuple[Plan, ...]:
         """What is granted now, on every device in use; on the one that would be used, when none is."""
@@ -105,6 +106,8 @@ class Launcher:
         plan: Plan | None = None
         for record in waiting:
             assert record.candidate is not None
+            record.candidate = in_bytes(record.candidate, view)
+            record.spec = record.candidate.spec
             tried = await _attempt(asyncio.to_thread(self._placement.plan, view, [*candidates, record.candidate]))
             if isinstance(tried, LodgerError):
                 record.move(LoadFailed(tried.info()))
