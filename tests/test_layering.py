@@ -110,14 +110,16 @@ def may_import(importer: str, target: str) -> bool:
     return other in ALLOWED[own] or target in ALLOWED[own]
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_imports_go_one_way(module: str) -> None:
-    if module == "lodger":
-        assert not list(imports(module)), "importing lodger must have no effect"
-        return
-    assert package(module) in ALLOWED, f"{module}: a new package needs a line in ALLOWED"
+def test_importing_lodger_itself_has_no_effect() -> None:
+    assert not list(imports("lodger"))
+
+
+def test_imports_go_one_way() -> None:
+    unknown = {package(module) for module in MODULES} - set(ALLOWED) - {"lodger"}
+    assert not unknown, "a new package needs a line in ALLOWED"
     wrong = [
         f"{MODULES[module]}:{line} imports {target}"
+        for module in MODULES
         for target, line in imports(module)
         if target.split(".")[0] == "lodger" and not may_import(module, target)
     ]
@@ -139,10 +141,11 @@ def test_no_import_cycle_between_packages_or_modules() -> None:
     TopologicalSorter(packages).prepare()
 
 
-@pytest.mark.parametrize("module", [name for name in MODULES if not name.startswith(DATA_PLANE)])
-def test_the_control_plane_names_no_heavy_library(module: str) -> None:
+def test_the_control_plane_names_no_heavy_library() -> None:
     wrong = [
         f"{MODULES[module]}:{line} imports {target}"
+        for module in MODULES
+        if not module.startswith(DATA_PLANE)
         for target, line in imports(module)
         if target.split(".")[0] in HEAVY or target.startswith(DATA_PLANE)
     ]
