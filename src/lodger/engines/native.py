@@ -57,7 +57,10 @@ class NativeEngine:
         """
         self._grant(request.spec.uid, request.budget.total)
         try:
-            return self._load(request, progress)
+            # In a thread that ends with it, and with the thread its OpenMP helpers: while more of them exist than there
+            # are cores, libgomp lets all threads sleep between products, and waking them costs more than a product.
+            with ThreadPoolExecutor(1, thread_name_prefix="loader") as thread:
+                return thread.submit(self._load, request, progress).result()
         except (MemoryError, torch.OutOfMemoryError):
             self._release(request.spec.uid)
             raise OutOfMemory(

@@ -94,7 +94,7 @@ class SpanPart:
         start = self.start if call.window is None else max(self.start, self.end - call.window)
         keys, values = (x.transpose(0, 1)[None] for x in call.span(start, self.end))
         query = call.packed[0][self.row].view(1, keys.shape[1], -1, keys.shape[3])
-        call.out[self.row] = sdpa(query, keys, values, scale=call.scale).view(-1, keys.shape[3])
+        call.out[self.row] = sdpa(query, keys, values, scale=call.scale)[0].flatten(0, 1)
 
 
 @dataclass(slots=True)
