@@ -42,13 +42,13 @@ def running(lodger: Installed, *args: str) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
-def until(process: subprocess.Popen[str], words: str) -> str:
-    """What it prints up to the first line with `words`."""
+def until(process: subprocess.Popen[str], *words: str) -> str:
+    """What it prints up to the line by which all of `words` have been said, in any order."""
     assert process.stdout is not None
     said = ""
     for line in process.stdout:
         said += line
-        if words in line:
+        if all(word in said for word in words):
             return said
     raise AssertionError(f"it ended without saying {words!r}:\n{said}")
 
@@ -75,7 +75,7 @@ def test_up_in_the_foreground_checks_and_serves_until_ctrl_c(lodger: Installed) 
 
 def test_serve_starts_the_files_models_and_ends_cleanly_on_sigterm(lodger: Installed) -> None:
     with running(lodger, "serve", "-f", "lodger.yaml") as process:
-        until(process, "chat: loading -> ready")
+        until(process, "serves at", "chat: loading -> ready")
         processes = lodger.processes()
         process.send_signal(signal.SIGTERM)
         rest, _ = process.communicate(timeout=30)
@@ -87,7 +87,7 @@ def test_serve_starts_the_files_models_and_ends_cleanly_on_sigterm(lodger: Insta
 
 def test_a_second_signal_does_not_wait_for_running_answers(lodger: Installed) -> None:
     with running(lodger, "serve", "-f", "lodger.yaml") as process:
-        until(process, "chat: loading -> ready")
+        until(process, "serves at", "chat: loading -> ready")
         events = long_answer(lodger, 30_000)  # a minute
         process.send_signal(signal.SIGTERM)
         until(process, "Stopping: running requests may finish")
@@ -100,7 +100,7 @@ def test_a_second_signal_does_not_wait_for_running_answers(lodger: Installed) ->
 
 def test_a_draining_server_says_so_to_new_requests(lodger: Installed) -> None:
     with running(lodger, "serve", "-f", "lodger.yaml") as process:
-        until(process, "chat: loading -> ready")
+        until(process, "serves at", "chat: loading -> ready")
         client = lodger.client
         events = long_answer(lodger, 2_000)
         process.send_signal(signal.SIGTERM)
@@ -114,7 +114,7 @@ def test_a_draining_server_says_so_to_new_requests(lodger: Installed) -> None:
 
 def test_a_killed_server_takes_its_worker_along_and_the_next_one_starts(lodger: Installed) -> None:
     with running(lodger, "serve", "-f", "lodger.yaml") as process:
-        until(process, "chat: loading -> ready")
+        until(process, "serves at", "chat: loading -> ready")
         processes = lodger.processes()
         process.kill()
         process.wait()
