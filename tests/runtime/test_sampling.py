@@ -133,4 +133,4 @@ def test_what_is_not_asked_for_comes_from_generation_config_and_else_is_off() ->
     assert Rules.of(SamplingParams(), defaults) == Rules(temperature=0.7, top_k=20, repetition_penalty=1.05)
     asked = SamplingParams(temperature=0, top_k=0, presence_penalty=0.5)
     assert Rules.of(asked, defaults) == Rules(temperature=0, top_k=0, repetition_penalty=1.05, presence_penalty=0.5)
-    assert Rules.of(SamplingParams(), {}) == Rules()
+    assert Rules.of(SamplingParams(), {}) == Rules.of(SamplingParams(top_k=-1), {}) == Rules()

@@ -35,7 +35,8 @@ class Rules(NamedTuple):
     def of(cls, asked: SamplingParams, defaults: Mapping[str, Any]) -> Rules:
         """What was asked, else what the model's generation_config.json says, else off."""
         given = {name: getattr(asked, name) for name in cls._fields}
-        return cls(**{**defaults, **{name: value for name, value in given.items() if value is not None}})
+        rules = cls(**{**defaults, **{name: value for name, value in given.items() if value is not None}})
+        return rules._replace(top_k=max(int(rules.top_k), 0))  # many clients write -1 for off
 
     @property
     def greedy(self) -> bool:

@@ -25,8 +25,8 @@ class SdpaAttention:
             parts.extend(_equal_runs(batch.offsets, causal))
             return SdpaPlan(parts)
         single = [n for n, length in enumerate(lengths) if length == 1 and batch.past[n]]
-        if len(single) == 1 and _neighbours(batch.blocks[single[0]]):
-            parts.append(SpanPart.of(single[0], batch, cache))
+        if len(single) == 1:
+            parts.append(OnePart.of(single[0], batch, cache, self.device))
         else:
             parts.extend(DecodePart.of(rows, batch, cache, self.device) for rows in _alike(single, batch.past))
         for n in set(range(len(lengths))).difference(single):
@@ -78,21 +78,29 @@ class ChunkPart:
 
 
 @dataclass(slots=True)
-class SpanPart:
-    """One sequence that adds one token, with its keys in neighbouring slots: nothing is gathered."""
+class OnePart:
+    """The only sequence that adds one token. Keys in neighbouring slots, as a single chat's are, are used in place."""
 
     row: int  # in the packed row
-    start: int  # slots
-    end: int
+    start: int  # first slot, where all are neighbours
+    length: int  # keys, the new one included
+    table: torch.Tensor | None  # [blocks] int64, where they are not
 
     @classmethod
-    def of(cls, sequence: int, batch: PackedBatch, cache: KVCache) -> SpanPart:
-        start = batch.blocks[sequence][0] * cache.block_size
-        return cls(batch.offsets[sequence], start, start + batch.past[sequence] + 1)
+    def of(cls, sequence: int, batch: PackedBatch, cache: KVCache, device: torch.device) -> OnePart:
+        blocks, length = batch.blocks[sequence], batch.past[sequence] + 1
+        neighbours = blocks == tuple(range(blocks[0], blocks[0] + len(blocks)))
+        table = None if neighbours else torch.tensor(blocks, device=device)
+        return cls(batch.offsets[sequence], blocks[0] * cache.block_size, length, table)
 
     def attend(self, call: Call) -> None:
-        start = self.start if call.window is None else max(self.start, self.end - call.window)
-        keys, values = (x.transpose(0, 1)[None] for x in call.span(start, self.end))
+        skipped = 0 if call.window is None else max(self.length - call.window, 0)
+        assert call.cache is not None
+        if self.table is None:
+            keys, values = call.cache.span(call.layer, self.start, self.start + self.length)
+        else:
+            keys, values = (x[0, : self.length] for x in call.cache.gather(call.layer, self.table[None]))
+        keys, values = (x[skipped:].transpose(0, 1)[None] for x in (keys, values))
         query = call.packed[0][self.row].view(1, keys.shape[1], -1, keys.shape[3])
         call.out[self.row] = sdpa(query, keys, values, scale=call.scale)[0].flatten(0, 1)
 
@@ -152,7 +160,7 @@ class DecodePart:
         return torch.zeros(seen.shape, dtype=dtype, device=at.device).masked_fill_(~seen, -torch.inf)[:, None, None]
 
 
-Part = FreshPart | ChunkPart | SpanPart | DecodePart
+Part = FreshPart | ChunkPart | OnePart | DecodePart
 
 
 @dataclass(slots=True)
@@ -173,10 +181,6 @@ class Call:
     def gather(self, table: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         assert self.cache is not None
         return self.cache.gather(self.layer, table)
-
-    def span(self, start: int, end: int) -> tuple[torch.Tensor, torch.Tensor]:
-        assert self.cache is not None
-        return self.cache.span(self.layer, start, end)
 
 
 class SdpaPlan:
@@ -213,11 +217,6 @@ def _equal_runs(offsets: tuple[int, ...], causal: bool) -> Iterator[FreshPart]:
             continue
         yield FreshPart(offsets[first], offsets[n + 1], count, causal)
         first, count = n + 1, 1
-
-
-def _neighbours(blocks: tuple[int, ...]) -> bool:
-    """Whether these blocks lie one behind the other."""
-    return blocks == tuple(range(blocks[0], blocks[0] + len(blocks)))
 
 
 def _alike(rows: list[int], past: tuple[int, ...]) -> list[list[int]]:
