@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from model_facts import BGE_M3, MINILM, QWEN3_4B, RERANKER, SMOLLM2, candidate, trio
 
 from lodger.catalogue.facts import ModelFacts
+from lodger.device.fake import parse_device
 from lodger.device.view import DeviceView
 from lodger.errors import DoesNotFit, Unsupported
 from lodger.plan.planner import CPU_KV_CACHE, default_reserve, plan
@@ -251,3 +252,9 @@ def test_a_loaded_model_keeps_its_grant_whatever_comes() -> None:
     loaded = msgspec.structs.replace(chat, held=alone)
     together = plan(gpu(free=80), (loaded, embedding, reranker))
     assert together.models[0] == alone
+
+
+def test_an_encoder_of_short_texts_packs_a_full_step_where_there_is_room() -> None:
+    roomy, tight = parse_device("80GiB,free=14GiB"), parse_device("80GiB,free=1.75GiB")
+    assert plan(roomy, (candidate("m", MINILM),)).models[0].budget.step_tokens == 2048
+    assert plan(tight, (candidate("m", MINILM),)).models[0].budget.step_tokens < 2048

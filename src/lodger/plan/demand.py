@@ -53,9 +53,10 @@ class Demand(NamedTuple):
     @property
     def ceiling(self) -> int:
         """The level at which this model has all it can use. A chat model's unasked context ends there too, so that it
-        costs nothing beyond the KV cache that is wanted for CALLERS anyway."""
+        costs nothing beyond the KV cache that is wanted for CALLERS anyway. An encoder of short texts goes on to a full
+        step, which packs many of them."""
         longest = self.candidate.facts.context_length
-        wanted = CALLERS * min(longest, CALLER_TOKENS) if self.is_decoder else min(longest, ENCODER_CONTEXT)
+        wanted = CALLERS * min(longest, CALLER_TOKENS) if self.is_decoder else max(STEP, min(longest, ENCODER_CONTEXT))
         return max(self.floor, wanted)
 
     def context(self, level: int) -> int:
