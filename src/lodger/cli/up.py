@@ -142,7 +142,7 @@ def _check(client: Client, what: Wanted, launched: list[str]) -> bool:
     say()
     good = show_answers(verify(client, models))
     ready = [model for model in models if model.state == "ready"]
-    print(f"\nLodger serves {plural(len(ready), 'model')} at {client.base_url}. Try:\n")
+    print(f"\nLodger serves {plural(len(ready), 'model')} at {client.base_url}.{' Try:' if ready else ''}\n")
     for line in curls(client.base_url, ready, key=client.api_key is not None):
         print(f"  {line}\n")
     home = "" if what.home == home_of(None) else f" --home {what.home.root}"

@@ -21,9 +21,12 @@ from lodger.runtime.dtype import precisions
 from lodger.runtime.loading import load_runner
 from lodger.runtime.runner import Runner
 from lodger.text.tokenizer import Tokenizer
-from lodger.units import gib
+from lodger.units import MIB, gib
 
 _TOKENIZER_THREADS = 2
+# What torch's allocator holds on a GPU beside tensors: cuBLAS' workspaces, which the plan counts with the process, and
+# for each model the unused ends of its segments, which are of 2 and 20 MiB.
+_CUBLAS, _SEGMENTS = 164 * MIB, 32 * MIB
 _ENCODERS = {None: EmbeddingModel, "cross-encoder": CrossEncoder, "bi-encoder": BiEncoder}
 
 
@@ -117,8 +120,9 @@ class NativeEngine:
         """Count what this model may hold; on a GPU torch's allocator refuses more than the sum of all grants."""
         self._granted[uid] = size
         if self._device.type == "cuda":
+            most = _CUBLAS + sum(grant + _SEGMENTS for grant in self._granted.values())
             total = torch.cuda.get_device_properties(self._device).total_memory
-            torch.cuda.set_per_process_memory_fraction(min(sum(self._granted.values()) / total, 1.0), self._device)
+            torch.cuda.set_per_process_memory_fraction(min(most / total, 1.0), self._device)
 
     def _release(self, uid: str) -> None:
         """Forget a model; the last one that uses some weights takes them along."""
