@@ -16,7 +16,7 @@ from lodger.errors import InternalError, OutOfMemory
 from lodger.runtime.device_loop import DeviceLoop
 from lodger.runtime.recovery import run_or_split
 from lodger.sched.arbiter import Claim
-from lodger.sched.step import Lane
+from lodger.sched.step import EncodeStep, Item, Lane
 from lodger.tasks import CompletionTask, EmbedTask, SamplingParams, StopRules, Usage
 
 
@@ -74,8 +74,18 @@ def test_the_loop_sleeps_without_work_and_says_when_it_is_gone(monkeypatch: pyte
         loop.check()
 
 
-def halves(work: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-    return (work[: len(work) // 2], work[len(work) // 2 :]) if len(work) > 1 else None
+def texts(*indexes: int) -> EncodeStep:
+    """A step of texts of one token each."""
+    return EncodeStep("embed", tuple(Item(0, index, (7,)) for index in indexes))
+
+
+def numbers(step: EncodeStep) -> tuple[int, ...]:
+    return tuple(item.index for item in step.items)
+
+
+def halves(work: EncodeStep) -> tuple[EncodeStep, EncodeStep] | None:
+    at = numbers(work)
+    return (texts(*at[: len(at) // 2]), texts(*at[len(at) // 2 :])) if len(at) > 1 else None
 
 
 @pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory"),
@@ -84,27 +94,28 @@ def test_out_of_memory_splits_until_only_the_one_that_does_not_fit_is_left(error
     done: list[int] = []
     failed: list[Any] = []
 
-    def compute(work: tuple[int, ...]) -> None:
-        if 5 in work or len(work) > 4:
+    def compute(work: EncodeStep) -> None:
+        if 5 in numbers(work) or len(work.items) > 4:
             raise error
-        done.extend(work)
+        done.extend(numbers(work))
 
-    run_or_split(tuple(range(8)), compute, halves, lambda work, why: failed.append((work, type(why))))
+    run_or_split(texts(*range(8)), compute, halves, lambda work, why: failed.append((numbers(work), type(why))))
     assert sorted(done) == [0, 1, 2, 3, 4, 6, 7]
     assert failed == [((5,), OutOfMemory)]
 
 
-def test_any_other_error_fails_the_step_and_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+def test_any_other_error_fails_the_step_and_is_logged_without_its_text(caplog: pytest.LogCaptureFixture) -> None:
     failed: list[Any] = []
 
-    def broken(work: tuple[int, ...]) -> None:
-        raise ValueError("secret text of a caller")
+    def broken(work: EncodeStep) -> None:
+        raise ValueError("what went wrong")
 
-    run_or_split((1, 2), broken, halves, lambda work, why: failed.append((work, why)))
+    run_or_split(texts(1, 2), broken, halves, lambda work, why: failed.append((numbers(work), why)))
     ((work, why),) = failed
     assert (work, type(why)) == ((1, 2), InternalError)
-    assert "secret" not in why.text
-    assert "secret text of a caller" in caplog.text
+    assert "what went wrong" not in why.text
+    assert "what went wrong" in caplog.text
+    assert [record.getMessage() for record in caplog.records] == ["a step of 2 tokens failed"]
 
 
 def generate(model: Any, prompt: tuple[int, ...]) -> Any:

@@ -73,7 +73,7 @@ class EchoModel:
         self._check_kind("chat")
         prompt, source = _prompt(task)
         if prompt >= self._limit:
-            raise ContextExceeded(f"The prompt has {prompt} tokens; {task.model} serves {self._limit} in all.")
+            raise ContextExceeded(f"The prompt has {prompt:,} tokens; {task.model} serves {self._limit:,} in all.")
         words, reason = _answer(source, task.stopping, self._limit - prompt)
         self._running += 1
         try:

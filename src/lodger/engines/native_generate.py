@@ -85,9 +85,10 @@ class GenerateModel(ServedModel):
         if not prompt:
             raise EmptyInput("the prompt is empty: there is nothing to answer.", param="prompt")
         if len(prompt) >= limit:
-            count = str(len(prompt)) if len(prompt) <= _COUNTED * limit else f"more than {_COUNTED * limit}"
+            # Digits in groups: RAGFlow takes "429" anywhere in an error for a rate limit, and repeats it for minutes.
+            count = f"{len(prompt):,}" if len(prompt) <= _COUNTED * limit else f"more than {_COUNTED * limit:,}"
             raise ContextExceeded(
-                f"the prompt has {count} tokens, and {self._serving.uid} serves {limit} of prompt and answer together.",
+                f"the prompt has {count} tokens; {self._serving.uid} serves {limit:,} of prompt and answer together.",
                 hint="Shorten the prompt.",
                 param="messages",
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 
@@ -12,7 +12,16 @@ from lodger.errors import InternalError, LodgerError, OutOfMemory
 
 _log = logging.getLogger("lodger.runtime")
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
-Work = TypeVar("Work")
+
+
+class Step(Protocol):
+    """Whatever the device computes at once."""
+
+    @property
+    def tokens(self) -> int: ...
+
+
+Work = TypeVar("Work", bound=Step)
 
 
 def run_or_split(
@@ -49,7 +58,7 @@ def _attempt(work: Work, compute: Callable[[Work], None]) -> LodgerError | None:
             return OutOfMemory(
                 "this request does not fit into the memory that is left.", hint="Send less text at once."
             )
-        _log.exception("a step failed: %s", work)
+        _log.exception("a step of %d tokens failed", work.tokens)  # never which tokens: they are somebody's text
         return InternalError("The model failed at this request.", hint="The worker's log has the reason.")
     return None
 
