@@ -241,7 +241,7 @@ def test_a_prompt_over_the_context_is_400_even_for_a_stream(client: OpenAI, stre
             model=CHAT, messages=[{"role": "user", "content": "word " * 8200}], stream=stream
         )
     assert caught.value.code == "context_length_exceeded"
-    assert "8192" in str(caught.value)
+    assert "8,192" in str(caught.value)
 
 
 def test_each_of_many_requests_counts_only_its_own_tokens(client: OpenAI) -> None:
