@@ -101,8 +101,8 @@ class EmbeddingModel(EncodingModel):
         return Encoded(tuple(kept), None, len(ids) > limit)
 
 
-class CrossEncoder(EncodingModel):
-    """Serves rerank tasks: query and document in one text, one score for each pair."""
+class Reranker(EncodingModel):
+    """Serves rerank tasks. A kind says what it encodes and how it scores that."""
 
     lane_name = "rerank"
 
@@ -112,34 +112,39 @@ class CrossEncoder(EncodingModel):
             OutOfMemory, Cancelled, InternalError.
         """
         if not task.documents:
-            return _NOTHING
-        with self._counted():
-            pairs = await self._in_pool(
-                lambda: self._serving.tokenizer.encode_pairs(
-                    task.query, task.documents, max_length=self.info.context_length
-                )
-            )
-            logits = (await self._encode(pairs))[:, 0].double()
-        return _reranked(logits.sigmoid(), logits, pairs)
-
-
-class BiEncoder(EncodingModel):
-    """Serves rerank tasks with an embedding model: the cosine of query and document, (1 + cos) / 2 to be in 0..1."""
-
-    lane_name = "rerank"
-
-    async def rerank(self, task: RerankTask) -> RerankResult:
-        """
-        Raises:
-            OutOfMemory, Cancelled, InternalError.
-        """
-        if not task.documents:
-            return _NOTHING
+            return RerankResult(scores=(), logits=(), usage=Usage())
         with self._counted():
             texts = await self._in_pool(lambda: self._tokenise(task))
-            query, *documents = normalize((await self._encode(texts)).double(), dim=-1)
-        cosine = (torch.stack(documents) @ query).clamp(-1, 1)
-        return _reranked((1 + cosine) / 2, cosine, texts)
+            scores, logits = self._score(await self._encode(texts))
+        return RerankResult(
+            scores=tuple(scores.tolist()),
+            logits=tuple(logits.tolist()),
+            usage=Usage(sum(len(text.tokens) for text in texts)),
+            truncated=sum(text.truncated for text in texts),
+        )
+
+    def _tokenise(self, task: RerankTask) -> list[Encoded]:
+        raise NotImplementedError
+
+    def _score(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scores in 0..1 and what to sort by, each [documents] float64, from the rows of `_tokenise`'s texts."""
+        raise NotImplementedError
+
+
+class CrossEncoder(Reranker):
+    """Query and document in one text, one logit for each pair."""
+
+    def _tokenise(self, task: RerankTask) -> list[Encoded]:
+        limit = self.info.context_length
+        return self._serving.tokenizer.encode_pairs(task.query, task.documents, max_length=limit)
+
+    def _score(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        logits = rows[:, 0].double()
+        return logits.sigmoid(), logits
+
+
+class BiEncoder(Reranker):
+    """An embedding model as a reranker: the cosine of query and document, (1 + cos) / 2 to be in 0..1."""
 
     def _tokenise(self, task: RerankTask) -> list[Encoded]:
         """The query and the documents, each behind its prompt where the model has one."""
@@ -148,17 +153,10 @@ class BiEncoder(EncodingModel):
         texts = [prompts.get("query", "") + task.query, *(before + document for document in task.documents)]
         return self._serving.tokenizer.encode_batch(texts, max_length=self.info.context_length)
 
-
-_NOTHING = RerankResult(scores=(), logits=(), usage=Usage())
-
-
-def _reranked(scores: torch.Tensor, logits: torch.Tensor, texts: Sequence[Encoded]) -> RerankResult:
-    return RerankResult(
-        scores=tuple(scores.tolist()),
-        logits=tuple(logits.tolist()),
-        usage=Usage(sum(len(text.tokens) for text in texts)),
-        truncated=sum(text.truncated for text in texts),
-    )
+    def _score(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        query, *documents = normalize(rows.double(), dim=-1)
+        cosine = (torch.stack(documents) @ query).clamp(-1, 1)
+        return (1 + cosine) / 2, cosine
 
 
 def _deliver_to(outcome: asyncio.Future[Outcome]) -> Callable[[Outcome], None]:
