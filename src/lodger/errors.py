@@ -15,6 +15,7 @@ LodgerError
 ├── ModelProblem (400)            a model folder that cannot be served
 │   ├── UnknownName               no such catalogue name; names the near misses
 │   ├── FolderMissing             no such folder
+│   │   └── NotDownloaded         a model that is known and not on this machine; says how to get it
 │   ├── FolderWithoutWeights      a folder with no weights that Lodger reads
 │   ├── DamagedWeights            truncated or inconsistent file, named, with bytes
 │   └── UnknownArchitecture       no family that Lodger serves; names it
@@ -32,7 +33,12 @@ LodgerError
 │   ├── ConfigProblem             lodger.yaml or an option cannot be read; names the place
 │   ├── AlreadyRunning            this home has a server
 │   ├── NotRunning                this home has no server, or it does not answer
-│   └── MissingDependency         a package is not installed; says which and how
+│   ├── MissingDependency         a package is not installed; says which and how
+│   ├── NotEnoughDisk             before the first byte is written; with both sizes and the folder
+│   └── HubProblem                a hub of models gives no files: which, why, and what to try
+│       ├── HubUnreachable        no answer from it
+│       ├── HubRefused            it knows no such model, or wants a token for it
+│       └── DamagedDownload       what it sent is not what its listing promises, again and again
 └── InternalError (500)           a defect of ours; the log has the trace under the request id
 
 The same error reads the same in the CLI, in the API (``detail`` and ``error.message``) and in the log. A message holds
@@ -146,6 +152,10 @@ class FolderMissing(ModelProblem):
     code = "folder_missing"
 
 
+class NotDownloaded(FolderMissing):
+    code = "not_downloaded"
+
+
 class FolderWithoutWeights(ModelProblem):
     code = "folder_without_weights"
 
@@ -216,6 +226,26 @@ class NotRunning(SetupProblem):
 
 class MissingDependency(SetupProblem):
     code = "missing_dependency"
+
+
+class NotEnoughDisk(SetupProblem):
+    code = "not_enough_disk"
+
+
+class HubProblem(SetupProblem):
+    code = "hub_problem"
+
+
+class HubUnreachable(HubProblem):
+    code = "hub_unreachable"
+
+
+class HubRefused(HubProblem):
+    code = "hub_refused"
+
+
+class DamagedDownload(HubProblem):
+    code = "damaged_download"
 
 
 class InternalError(LodgerError):

@@ -138,8 +138,10 @@ class Child:
         return await self.wait()
 
 
-def run_module(module: str, args: list[str], *, report: Callable[[str], None]) -> None:
+def run_module(module: str, args: list[str], *, report: Callable[[str], None], online: bool = False) -> None:
     """Run `python -m module args` to its end, passing each line that it prints to `report` as it comes.
+
+    Unless `online`, the libraries of hubs are told that there is no network.
 
     Raises:
         SetupProblem: it failed; with its exit code and its last lines on stderr.
@@ -152,7 +154,7 @@ def run_module(module: str, args: list[str], *, report: Callable[[str], None]) -
             stderr=errors,
             text=True,
             errors="replace",
-            env=_environment(),
+            env=_environment(online=online),
         ) as process:
             try:
                 for line in process.stdout or ():
@@ -212,9 +214,9 @@ def _command(module: str, args: list[str]) -> list[str]:
     return [sys.executable, "-m", "lodger.process", str(os.getpid()), module, *args]
 
 
-def _environment() -> dict[str, str]:
+def _environment(*, online: bool = False) -> dict[str, str]:
     # Python must not look for modules in whatever folder we were started from (3.11 and newer know this name).
-    return child_environment({"PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"})
+    return child_environment({"PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"}, online=online)
 
 
 def _trampoline(parent: str, module: str, *args: str) -> None:

@@ -50,8 +50,9 @@ def environment_with(extra: dict[str, str]) -> dict[str, str]:
     return {**os.environ, **extra}
 
 
-def child_environment(extra: dict[str, str]) -> dict[str, str]:
-    """The environment of a child process: ours with `extra` on top, offline for every hub library, and with GPUs
-    counted as the driver counts them."""
-    fixed = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
-    return environment_with({**fixed, **extra})
+def child_environment(extra: dict[str, str], *, online: bool = False) -> dict[str, str]:
+    """The environment of a child process: ours with `extra` on top, with GPUs counted as the driver counts them, and
+    offline for every hub library unless `online`."""
+    fixed = {"TOKENIZERS_PARALLELISM": "false", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    offline = {} if online else {"HF_HUB_OFFLINE": "1"}
+    return environment_with({**fixed, **offline, **extra})

@@ -12,6 +12,7 @@ import msgspec
 
 Kind = Literal["chat", "embedding", "rerank"]
 FinishReason = Literal["stop", "length"]
+EmbedOutput = Literal["dense", "sparse", "colbert"]
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,7 +63,9 @@ class EmbedTask(msgspec.Struct, frozen=True, kw_only=True, tag="embed"):
 
     model: str
     inputs: tuple[str | tuple[int, ...], ...]
-    dimensions: int | None = None
+    dimensions: int | None = None  # of the dense vectors
+    outputs: tuple[EmbedOutput, ...] = ("dense",)
+    prompt_name: str | None = None  # which of the model's prompts stands before each text; "" for none
 
 
 class RerankTask(msgspec.Struct, frozen=True, kw_only=True, tag="rerank"):
@@ -71,6 +74,7 @@ class RerankTask(msgspec.Struct, frozen=True, kw_only=True, tag="rerank"):
     model: str
     query: str
     documents: tuple[str, ...]
+    instruction: str | None = None  # what counts as an answer, for rerankers that are told ("yes-no")
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -93,12 +97,26 @@ class Delta(msgspec.Struct, frozen=True):
     usage: Usage | None = None
 
 
+class SparseVector(msgspec.Struct, frozen=True, kw_only=True):
+    """A weight for each of some tokens of the vocabulary, none twice."""
+
+    ids: bytes  # int32, little-endian
+    weights: bytes  # float32, little-endian, above 0
+
+
 class EmbedResult(msgspec.Struct, frozen=True, kw_only=True):
-    """Vectors in input order: float32, little-endian, row-major, shape [count, dimensions]."""
+    """Vectors in input order: float32, little-endian, row-major, shape [count, dimensions].
+
+    `sparse` and `colbert` have one entry for each input where they were asked for; one of `colbert` has the shape
+    [tokens, colbert_dimensions] in the same form. `vectors` is empty where "dense" was not asked for.
+    """
 
     vectors: bytes
     count: int
     dimensions: int
+    sparse: tuple[SparseVector, ...] = ()
+    colbert: tuple[bytes, ...] = ()
+    colbert_dimensions: int = 0
     usage: Usage
     truncated: int = 0  # how many inputs were cut to the model's limit
 

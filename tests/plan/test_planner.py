@@ -93,9 +93,9 @@ def test_every_grant_can_serve(device: DeviceView, candidates: tuple[Candidate, 
     for model, one in zip(made.models, candidates, strict=True) if made else ():
         budget, longest = model.budget, one.facts.context_length
         assert budget.context_length == one.spec.context_length or one.spec.context_length is None
-        assert min(longest, 2048 if one.facts.is_decoder else 512) <= budget.context_length or one.spec.context_length
+        assert min(longest, 2048 if one.facts.generates else 512) <= budget.context_length or one.spec.context_length
         assert budget.context_length <= longest
-        if one.facts.is_decoder:
+        if one.facts.generates:
             assert model.kv_tokens >= budget.context_length
             assert model.kv_tokens % budget.block_size == 0
             assert budget.kv_cache % model.kv_tokens == 0

@@ -9,7 +9,25 @@ import msgspec
 from lodger.tasks import Kind
 
 Pooling = Literal["cls", "mean", "last"]
-RerankMethod = Literal["cross-encoder", "bi-encoder"]
+WeightsFormat = Literal["safetensors", "pytorch"]  # "pytorch" is converted before it is loaded (`lodger.hub.prepare`)
+# How documents are scored: by a classifier over the pair; by the cosine of two vectors; by bge-m3's vector of every
+# token (late interaction); by a chat model's logits of "yes" and "no".
+RerankMethod = Literal["cross-encoder", "bi-encoder", "multi-vector", "yes-no"]
+TokenHead = Literal["sparse", "colbert"]  # bge-m3's: one weight for every token, one vector for every token
+
+
+class RerankTemplate(msgspec.Struct, frozen=True, kw_only=True):
+    """The prompt of a "yes-no" reranker: `prefix`, then `body` with its three names filled in, then `suffix`.
+
+    Over-long documents are cut inside of `body`; `prefix` and `suffix` always stay whole.
+    """
+
+    prefix: str
+    body: str  # holds {instruction}, {query} and {document}
+    suffix: str
+    instruction: str  # where the request has none
+    yes: str  # one token of the vocabulary each
+    no: str
 
 
 class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,15 +54,22 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
     dimensions: int | None = None  # of an embedding
     num_labels: int | None = None
     rerank_method: RerankMethod | None = None
-    prompts: dict[str, str] = {}  # sentence-transformers' prompts: "query", "document"
+    rerank_template: RerankTemplate | None = None  # of a "yes-no" reranker
+    token_heads: tuple[TokenHead, ...] = ()  # what an embedding model makes beside its one vector
+    prompts: dict[str, str] = {}  # text before a text, by what that is for: "query", "document"
+    default_prompt: str | None = None  # which of `prompts` stands before texts of a request that names none
     chat_template: bool = False
     tools: bool = False  # the template knows the variable `tools`
     eos_token_ids: tuple[int, ...] = ()
     generation: dict[str, Any] = {}  # sampling defaults of generation_config.json
     lowercase: bool = False  # sentence_bert_config.json's do_lower_case
 
+    causal: bool = False  # a token sees only those before it: decoders, whatever they are served as
+    weights_format: WeightsFormat = "safetensors"
+
     @property
-    def is_decoder(self) -> bool:
+    def generates(self) -> bool:
+        """It makes tokens, and so has a KV cache and logits."""
         return self.kind == "chat"
 
     @property

@@ -56,6 +56,7 @@ def inspect_folder(path: str | os.PathLike[str], kind: Kind | None = None) -> Mo
         parameters=parameters,
         stored_bytes=stored,
         tied_embeddings=tied,
+        causal=identity.kind == "chat",
         **_shape(config),
         **(_chat(folder, config) if chosen == "chat" else _encoder(folder, config, identity, chosen)),
     )

@@ -11,7 +11,7 @@ from lodger.cli.render import say, talk
 
 if TYPE_CHECKING:
     from lodger.client import Client
-    from lodger.hub.base import Report
+    from lodger.hub.base import Report, Work
     from lodger.service import ModelStatus
 
 Show = Callable[["ModelStatus"], None]
@@ -81,9 +81,9 @@ def reporting() -> Iterator[Report]:
     with Progress(TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=talk()) as progress:
         tasks: dict[str, TaskID] = {}
 
-        def report(title: str, done: float) -> None:
-            if title not in tasks:
-                tasks[title] = progress.add_task(title, total=1.0)
-            progress.update(tasks[title], completed=done)
+        def report(work: Work) -> None:
+            if work.title not in tasks:
+                tasks[work.title] = progress.add_task(work.title)
+            progress.update(tasks[work.title], completed=work.done, total=work.total)
 
         yield report

@@ -103,7 +103,7 @@ class NativeEngine:
         limit = min(budget.context_length or facts.context_length, facts.context_length)
         memory = {"weights": 0 if shared else runner.weight_bytes}
         cache = None
-        if facts.is_decoder:
+        if facts.generates:
             cache = kv.allocate(facts, budget, runner.precision.compute, self._device)
             limit = min(limit, cache.blocks * cache.block_size)
             memory["kv_cache"] = cache.nbytes

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from importlib import import_module
 
-from lodger.hub.base import Hub
+from lodger.hub.base import Hub, HubName
 
-TABLE: dict[str, str] = {
-    "packages": "lodger.hub.packages:PackageHub",
+TABLE: dict[HubName, str] = {  # in the order in which they are tried
+    "modelscope": "lodger.hub.modelscope:ModelScopeHub",
+    "huggingface": "lodger.hub.huggingface:HuggingFaceHub",
 }
 
 
-def open_hub(name: str) -> Hub:
+def open_hub(name: HubName) -> Hub:
     """The hub `name` of the table."""
     module, _, cls = TABLE[name].partition(":")
     hub: Hub = getattr(import_module(module), cls)()

@@ -1,24 +1,81 @@
-"""The contract of a hub: a model's name in, a complete folder out."""
+"""The contract of a hub: where it lists the files of a model, and how one of them gets here.
+
+Implementations import their hub's SDK inside their methods and run in a child process only (`lodger.hub.fetch`).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
-Report = Callable[[str, float], None]  # what is being done, and how much of it is done (0..1)
+import msgspec
+
+HubName = Literal["modelscope", "huggingface"]
+
+
+class Work(msgspec.Struct, frozen=True):
+    """How far something long is, for whoever shows it. Titles are the keys: one bar for each."""
+
+    title: str
+    done: int  # bytes
+    total: int  # bytes
+
+
+Report = Callable[[Work], None]
+
+
+class Repository(msgspec.Struct, frozen=True):
+    """One model on the hubs, and the folder under models/ that it gets. None: not on that hub."""
+
+    folder: str  # "bge-m3"
+    modelscope: str | None  # "BAAI/bge-m3"
+    huggingface: str | None
+
+    def on(self, hub: HubName) -> str | None:
+        """Its id on `hub`."""
+        return self.modelscope if hub == "modelscope" else self.huggingface
+
+
+class RemoteFile(msgspec.Struct, frozen=True):
+    """One file as the hub lists it."""
+
+    path: str  # relative to the model's folder, "1_Pooling/config.json"
+    size: int
+    sha256: str | None = None  # hex
+    git_sha1: str | None = None  # hex, of the git blob; where a hub has no sha256 for small files (Hugging Face)
+
+
+class Listing(msgspec.Struct, frozen=True):
+    """Every file of one revision."""
+
+    hub: HubName
+    repo: str  # the hub's id, "BAAI/bge-m3"
+    revision: str  # as exact as the hub tells: a commit where it has one
+    files: tuple[RemoteFile, ...]
 
 
 class Hub(Protocol):
-    """A place that models come from."""
+    """A place that models come from. Every method blocks and may be called by several threads."""
 
-    def fetch(self, model: str, models_dir: Path, report: Report) -> Path:
-        """The folder of `model`, complete: under `models_dir`, or where the hub keeps it already. Blocking.
+    name: HubName
 
-        A second call finds what the first one made. One that is killed leaves no folder that looks complete, and two
-        at once do not disturb each other.
+    def list_files(self, repo: str, revision: str | None) -> Listing:
+        """
+        Raises:
+            HubUnreachable: with the address that gave no answer.
+            HubRefused: no such model or revision, or it wants a token (with the SDK's variable for it).
+        """
+        ...
+
+    def download(self, listing: Listing, file: RemoteFile, folder: Path, advance: Callable[[int], None]) -> Path:
+        """Fetch one file to somewhere inside `folder` and return where. A part that an earlier call left is resumed.
+
+        Args:
+            folder: ours alone: the SDK may keep what it wants in it.
+            advance: told the bytes that have come since the last call; minus some where the SDK starts over.
 
         Raises:
-            MissingDependency, ModelProblem, SetupProblem.
+            HubUnreachable, HubRefused, DamagedDownload: after the SDK's own retries.
         """
         ...

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from lodger.hub import open_hub
 from lodger.hub.base import Report
+from lodger.hub.packages import package_folder
 from lodger.paths import Home
 from lodger.spec import ModelSpec
 
@@ -13,15 +13,12 @@ CHAT, EMBEDDING = "SmolLM2-135M-Instruct", "all-MiniLM-L6-v2"
 def prepare_demo(home: Home, report: Report) -> tuple[ModelSpec, ...]:
     """Specs of the uids demo-chat, demo-embedding and demo-rerank, their folders complete. Blocking.
 
-    `report` is told what is done and how much of it (0..1).
-
     Raises:
         MissingDependency: the packages with the models are not installed; says which and how.
         SetupProblem: the conversion of the chat model failed.
     """
-    hub = open_hub("packages")
-    chat = str(hub.fetch(CHAT, home.models, report))
-    vectors = str(hub.fetch(EMBEDDING, home.models, report))
+    chat = str(package_folder(CHAT, home.models, report))
+    vectors = str(package_folder(EMBEDDING, home.models, report))
     return (
         ModelSpec(
             uid="demo-chat",

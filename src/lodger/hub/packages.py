@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from lodger.errors import MissingDependency, UnknownName
-from lodger.hub.base import Report
+from lodger.hub.base import Report, Work
 from lodger.process import run_module
 
 
@@ -27,19 +27,25 @@ PACKAGES: dict[str, Package] = {
 }
 
 
-class PackageHub:
-    """A folder in a package is used where it is; a GGUF file becomes a folder under `models_dir` once."""
+def package_folder(model: str, models_dir: Path, report: Report) -> Path:
+    """A folder in a package is used where it is; a GGUF file becomes a folder under `models_dir` once. Blocking.
 
-    def fetch(self, model: str, models_dir: Path, report: Report) -> Path:
-        if model not in PACKAGES:
-            raise UnknownName(f"No package holds {model!r}.", hint=f"Known: {', '.join(PACKAGES)}.")
-        source = _locate(model)
-        if source.is_dir():
-            return source
-        folder = models_dir / model
-        if not folder.is_dir():
-            _convert(source, folder, report)
-        return folder
+    A second call finds what the first one made. One that is killed leaves no folder that looks complete, and two at
+    once do not disturb each other.
+
+    Raises:
+        UnknownName, MissingDependency.
+        SetupProblem: the conversion failed.
+    """
+    if model not in PACKAGES:
+        raise UnknownName(f"No package holds {model!r}.", hint=f"Known: {', '.join(PACKAGES)}.")
+    source = _locate(model)
+    if source.is_dir():
+        return source
+    folder = models_dir / model
+    if not folder.is_dir():
+        _convert(source, folder, report)
+    return folder
 
 
 def _locate(model: str) -> Path:
@@ -58,12 +64,12 @@ def _locate(model: str) -> Path:
 
 def _convert(source: Path, folder: Path, report: Report) -> None:
     """In a child process, which may use numpy and whose memory goes with it."""
-    title = f"Converting {folder.name}"
+    size = source.stat().st_size
 
     def line(text: str) -> None:
         with contextlib.suppress(ValueError):
-            report(title, float(text))
+            report(Work(f"Converting {folder.name}", int(size * float(text)), size))
 
-    report(title, 0.0)
+    line("0")
     folder.parent.mkdir(parents=True, exist_ok=True)
     run_module("lodger.hub.gguf", [str(source), str(folder)], report=line)

@@ -41,13 +41,13 @@ class Demand(NamedTuple):
         return self.candidate.spec.uid
 
     @property
-    def is_decoder(self) -> bool:
-        return self.candidate.facts.is_decoder
+    def generates(self) -> bool:
+        return self.candidate.facts.generates
 
     @property
     def floor(self) -> int:
         """Fewest tokens of context to serve."""
-        smallest = MIN_CHAT_CONTEXT if self.is_decoder else MIN_ENCODER_CONTEXT
+        smallest = MIN_CHAT_CONTEXT if self.generates else MIN_ENCODER_CONTEXT
         return self.candidate.spec.context_length or min(self.candidate.facts.context_length, smallest)
 
     @property
@@ -56,7 +56,7 @@ class Demand(NamedTuple):
         costs nothing beyond the KV cache that is wanted for CALLERS anyway. An encoder of short texts goes on to a full
         step, which packs many of them."""
         longest = self.candidate.facts.context_length
-        wanted = CALLERS * min(longest, CALLER_TOKENS) if self.is_decoder else max(STEP, min(longest, ENCODER_CONTEXT))
+        wanted = CALLERS * min(longest, CALLER_TOKENS) if self.generates else max(STEP, min(longest, ENCODER_CONTEXT))
         return max(self.floor, wanted)
 
     def context(self, level: int) -> int:
@@ -67,7 +67,7 @@ class Demand(NamedTuple):
     def kv_tokens(self, level: int) -> int:
         if self.candidate.held is not None:
             return self.candidate.held.kv_tokens
-        if not self.is_decoder:
+        if not self.generates:
             return 0
         return -(-max(self.floor, min(level, self.ceiling)) // BLOCK) * BLOCK
 
@@ -77,7 +77,7 @@ class Demand(NamedTuple):
             return self.candidate.held.budget
         facts, context = self.candidate.facts, self.context(level)
         step = min(STEP, max(MIN_STEP, level))
-        if not self.is_decoder:
+        if not self.generates:
             step = max(step, context)  # a text is never split over two steps
         kv_tokens = self.kv_tokens(level)
         return Budget(

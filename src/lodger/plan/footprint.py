@@ -41,7 +41,7 @@ def choose_dtype(device: DeviceView, facts: ModelFacts, asked: str | None) -> st
     stored = max(facts.stored_bytes, key=lambda name: facts.stored_bytes[name], default="float32")
     if stored in HALF:
         return stored
-    return "bfloat16" if facts.is_decoder else "float16"
+    return "bfloat16" if facts.generates else "float16"
 
 
 def weights(facts: ModelFacts, dtype: str, device: DeviceView) -> int:
@@ -49,14 +49,14 @@ def weights(facts: ModelFacts, dtype: str, device: DeviceView) -> int:
 
     A CPU that stores float16 looks tokens up in one table and multiplies with another, so tied tensors count twice.
     """
-    twice = device.kind == "cpu" and dtype == "float16" and facts.is_decoder and facts.tied_embeddings
+    twice = device.kind == "cpu" and dtype == "float16" and facts.generates and facts.tied_embeddings
     table = facts.vocab_size * facts.hidden_size if twice else 0
     return (facts.parameters + table) * ITEMSIZE[dtype]
 
 
 def kv_bytes_per_token(facts: ModelFacts, dtype: str, device: DeviceView) -> int:
     """2 (key and value) * layers * K * D * b; 144 KiB for Qwen3-4B in bfloat16, nothing for an encoder."""
-    if not facts.is_decoder:
+    if not facts.generates:
         return 0
     return 2 * facts.layers * facts.kv_heads * facts.head_dim * _computed(dtype, device)
 
@@ -82,7 +82,7 @@ def activations(
     attention = 3 * h + 6 * queries + 6 * keys
     feed_forward = 3 * h + (3 if facts.model_type in PLAIN_MLP else 4) * i
     peak = step_tokens * max(attention, feed_forward) * b
-    if not facts.is_decoder:
+    if not facts.generates:
         return peak
     return peak + _logits(facts, b) + _attention(keys, b, step_tokens, context, kv_tokens)
 

@@ -65,10 +65,10 @@ def _tops(device: DeviceView, wants: tuple[Demand, ...]) -> dict[str, int]:
     """The highest level that each model may have, whatever is free."""
     modest = max(want.ceiling for want in wants) if wants else 0
     if device.kind == "cpu":
-        chats = [want for want in wants if want.is_decoder]
+        chats = [want for want in wants if want.generates]
         modest = highest(lambda level: sum(chat.budget(level).kv_cache for chat in chats) <= CPU_KV_CACHE, modest)
         modest = max(modest, CALLER_TOKENS)
-    return {want.uid: _top(want, modest if want.is_decoder else want.ceiling) for want in wants}
+    return {want.uid: _top(want, modest if want.generates else want.ceiling) for want in wants}
 
 
 def _top(want: Demand, most: int) -> int:

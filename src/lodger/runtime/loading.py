@@ -55,7 +55,7 @@ def load_runner(
 def weight_bytes(model: PreTrainedModel, facts: ModelFacts, precision: Precision, device: torch.device) -> int:
     """Bytes of the weights on the device. An output projection that cannot use the embedding's table counts as well."""
     size = sum(_module_bytes(module, precision, device) for module in model.modules())
-    if facts.is_decoder and not (facts.tied_embeddings and _one_table(precision)):
+    if facts.generates and not (facts.tied_embeddings and _one_table(precision)):
         size += linear_bytes(torch.Size((facts.vocab_size, facts.hidden_size)), device, precision)
     return size
 
@@ -77,7 +77,7 @@ def _one_table(precision: Precision) -> bool:
 def _stored_model(facts: ModelFacts, checkpoint: Checkpoint) -> PreTrainedModel:
     model = families.build(facts)
     checkpoint.fill(model)
-    if facts.is_decoder and not facts.tied_embeddings and LM_HEAD not in checkpoint.tensors:
+    if facts.generates and not facts.tied_embeddings and LM_HEAD not in checkpoint.tensors:
         raise DamagedWeights(f"the weights lack {LM_HEAD}, and config.json does not tie it to the embedding.")
     return model
 
@@ -90,13 +90,13 @@ def _assemble(
     lm_head: torch.nn.Module | None = None
     head: Head | None = None
     backbone: Backbone
-    if facts.is_decoder and is_dense(model):
+    if facts.causal and is_dense(model):
         backbone = DenseDecoder(model, placement)
         lm_head = _lm_head(facts, checkpoint, backbone.embed, placement)
     else:
         place(model, placement)
-        backbone = TransformersBackbone(model.base_model, takes_token_types=not facts.is_decoder)
-        if facts.is_decoder:
+        backbone = TransformersBackbone(model.base_model, takes_token_types=not facts.causal)
+        if facts.generates:
             lm_head = _lm_head(facts, checkpoint, model.get_input_embeddings(), placement)
         else:
             head = _encoder_head(facts, model)

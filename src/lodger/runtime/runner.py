@@ -35,7 +35,7 @@ class Runner:
     @torch.inference_mode()
     def hidden(self, batch: PackedBatch, cache: KVCache | None = None) -> torch.Tensor:
         """Final hidden states [T, hidden_size] of a packed batch."""
-        plan = self.attention.plan(batch, cache, causal=self.facts.is_decoder)
+        plan = self.attention.plan(batch, cache, causal=self.facts.causal)
         with attending(plan):
             return self.backbone(batch)
 

@@ -49,7 +49,7 @@ class SelfTest:
 
     def error(self, runner: Runner) -> float:
         """Largest error of a token's hidden state, relative to its length, with both texts packed."""
-        found = self._generating(runner) if self._facts.is_decoder else self._encoding(runner)
+        found = self._generating(runner) if self._facts.generates else self._encoding(runner)
         errors = [
             ((mine.cpu().float() - expected).norm(dim=-1) / expected.norm(dim=-1)).max()
             for mine, expected in zip(found, self._expected, strict=True)
@@ -70,7 +70,7 @@ class SelfTest:
         offset = self._facts.position_offset
         positions = torch.arange(offset, offset + ids.shape[1]).expand_as(ids)
         inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
-        if not self._facts.is_decoder:
+        if not self._facts.causal:
             inputs["token_type_ids"] = torch.zeros_like(ids)
         hidden: torch.Tensor = base(**inputs, return_dict=False)[0]
         return [own[: len(text)] for own, text in zip(hidden, self._texts, strict=True)]
