@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from importlib import import_module
 
-from lodger.hub.base import Hub, HubName
+from lodger.catalogue.repository import HubName
+from lodger.hub.base import Hub
 
 TABLE: dict[HubName, str] = {  # in the order in which they are tried
     "modelscope": "lodger.hub.modelscope:ModelScopeHub",

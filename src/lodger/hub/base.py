@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 import msgspec
 
-HubName = Literal["modelscope", "huggingface"]
+from lodger.catalogue.repository import HubName
 
 
 class Work(msgspec.Struct, frozen=True):
@@ -23,18 +23,6 @@ class Work(msgspec.Struct, frozen=True):
 
 
 Report = Callable[[Work], None]
-
-
-class Repository(msgspec.Struct, frozen=True):
-    """One model on the hubs, and the folder under models/ that it gets. None: not on that hub."""
-
-    folder: str  # "bge-m3"
-    modelscope: str | None  # "BAAI/bge-m3"
-    huggingface: str | None
-
-    def on(self, hub: HubName) -> str | None:
-        """Its id on `hub`."""
-        return self.modelscope if hub == "modelscope" else self.huggingface
 
 
 class RemoteFile(msgspec.Struct, frozen=True):
