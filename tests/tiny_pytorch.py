@@ -1,4 +1,4 @@
-"""Small random models whose weights are pickles, as BAAI/bge-m3 is published: pytorch_model.bin and two heads as .pt."""
+"""Small random models whose weights are pickles, as bge-m3 is published: pytorch_model.bin and two heads as .pt."""
 
 from __future__ import annotations
 
