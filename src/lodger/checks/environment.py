@@ -11,8 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from urllib.request import proxy_bypass_environment  # type: ignore[attr-defined]
 
-from lodger.catalogue.inspect import inspect_folder
-from lodger.catalogue.resolve import resolve
+from lodger.catalogue.identify import identify
 from lodger.checks.base import Check
 from lodger.checks.libraries import check_cuda, check_libraries, check_python
 from lodger.client import running_server
@@ -154,8 +153,7 @@ def check_model(spec: ModelSpec, models: Path) -> Check:
     """Whether the model's folder is there, whole and of a kind that is served."""
     name, expected = f"model {spec.uid}", "a folder that can be served"
     try:
-        found = resolve(spec, models)
-        facts = inspect_folder(found.path or "", found.kind)
+        _, facts = identify(spec, models)
     except LodgerError as error:
         return Check(name=name, state="fail", measured=error.message, expected=expected, hint=error.hint)
     size = gib(sum(facts.stored_bytes.values()))

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from lodger.catalogue.inspect import inspect_folder
-from lodger.catalogue.resolve import resolve
+from lodger.catalogue.identify import identify
 from lodger.device.probe import choose_device, probe_devices
 from lodger.device.view import DeviceView
 from lodger.plan.planner import default_reserve, plan
@@ -34,9 +33,7 @@ class Placement:
         Raises:
             ModelProblem.
         """
-        found = resolve(spec, self._models)
-        assert found.path is not None
-        return Candidate(found, inspect_folder(found.path, found.kind))
+        return Candidate(*identify(spec, self._models))
 
     def devices(self, our_pids: Collection[int]) -> tuple[DeviceView, ...]:
         """Every device of the machine, measured now."""
