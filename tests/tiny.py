@@ -15,10 +15,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import tiny_tokenizers
+from tiny_shapes import Config, Shapes, bare_decoder_shapes, decoder_shapes, encoder_shapes, token_head_shapes
 from tiny_templates import CHATML, QWEN2, QWEN3
 
-Config = dict[str, Any]
-Shapes = dict[str, tuple[int, ...]]
 ITEM_BYTES = {"F32": 4, "BF16": 2, "F16": 2, "I64": 8}
 
 _DECODER = {
@@ -90,9 +89,30 @@ def make_llama(folder: Path, **overrides: Any) -> Path:
     return _write("llama", folder, overrides)
 
 
+def make_qwen3_embedding(folder: Path, **overrides: Any) -> Path:
+    """Qwen3ForCausalLM as Qwen3-Embedding-0.6B is published: the base model's tensors, last-token pooling, Normalize, a
+    prompt for queries, and a tokenizer that ends every text with <|endoftext|>."""
+    return _write("qwen3-embedding", folder, overrides)
+
+
+def make_qwen3_reranker(folder: Path, **overrides: Any) -> Path:
+    """Qwen3ForCausalLM as Qwen3-Reranker-0.6B is published: a chat model's files, "yes" and "no" one token each."""
+    return _write("qwen3-reranker", folder, overrides)
+
+
 def make_bge_m3(folder: Path, **overrides: Any) -> Path:
     """XLMRobertaModel as bge-m3 is published: CLS pooling, Normalize, a Unigram tokenizer."""
     return _write("bge-m3", folder, overrides)
+
+
+def make_bge_m3_heads(folder: Path, colbert_dimensions: int | None = None, **overrides: Any) -> Path:
+    """bge-m3 after its conversion: its two heads beside it, as safetensors in float16."""
+    _write("bge-m3", folder, overrides)
+    hidden = json.loads((folder / "config.json").read_text())["hidden_size"]
+    for name, shapes in token_head_shapes(hidden, colbert_dimensions or hidden).items():
+        halves = (tensor.astype(np.float16) for tensor in _random(shapes, 0))
+        write_safetensors(folder / f"{name}.safetensors", shapes, "F16", halves)
+    return folder
 
 
 def make_bge_reranker(folder: Path, **overrides: Any) -> Path:
@@ -182,61 +202,6 @@ def write_safetensors(path: Path, shapes: Shapes, dtype: str, data: Iterable[np.
         file.truncate(8 + len(text) + offset)
 
 
-def _decoder_shapes(config: Config) -> Shapes:
-    hidden, inner, heads = config["hidden_size"], config["intermediate_size"], config["num_attention_heads"]
-    head = config.get("head_dim") or hidden // heads
-    kv = config["num_key_value_heads"] * head
-    shapes: Shapes = {"model.embed_tokens.weight": (config["vocab_size"], hidden)}
-    for layer in range(config["num_hidden_layers"]):
-        at = f"model.layers.{layer}."
-        shapes[at + "input_layernorm.weight"] = shapes[at + "post_attention_layernorm.weight"] = (hidden,)
-        for part, rows in (("q", heads * head), ("k", kv), ("v", kv)):
-            shapes[f"{at}self_attn.{part}_proj.weight"] = (rows, hidden)
-            if config["model_type"] == "qwen2":
-                shapes[f"{at}self_attn.{part}_proj.bias"] = (rows,)
-        shapes[at + "self_attn.o_proj.weight"] = (hidden, heads * head)
-        if config["model_type"] == "qwen3":
-            shapes[at + "self_attn.q_norm.weight"] = shapes[at + "self_attn.k_norm.weight"] = (head,)
-        shapes[at + "mlp.gate_proj.weight"] = shapes[at + "mlp.up_proj.weight"] = (inner, hidden)
-        shapes[at + "mlp.down_proj.weight"] = (hidden, inner)
-    shapes["model.norm.weight"] = (hidden,)
-    if not config["tie_word_embeddings"]:
-        shapes["lm_head.weight"] = (config["vocab_size"], hidden)
-    return shapes
-
-
-def _encoder_shapes(config: Config) -> Shapes:
-    hidden, inner = config["hidden_size"], config["intermediate_size"]
-    base: Shapes = {
-        "embeddings.word_embeddings.weight": (config["vocab_size"], hidden),
-        "embeddings.position_embeddings.weight": (config["max_position_embeddings"], hidden),
-        "embeddings.token_type_embeddings.weight": (config["type_vocab_size"], hidden),
-        "embeddings.LayerNorm.weight": (hidden,),
-        "embeddings.LayerNorm.bias": (hidden,),
-    }
-    linear = {"attention.self.query": (hidden, hidden), "attention.self.key": (hidden, hidden),
-              "attention.self.value": (hidden, hidden), "attention.output.dense": (hidden, hidden),
-              "intermediate.dense": (inner, hidden), "output.dense": (hidden, inner)}  # fmt: skip
-    for layer in range(config["num_hidden_layers"]):
-        for name, shape in linear.items():
-            base[f"encoder.layer.{layer}.{name}.weight"] = shape
-            base[f"encoder.layer.{layer}.{name}.bias"] = shape[:1]
-        for name in ("attention.output", "output"):
-            base[f"encoder.layer.{layer}.{name}.LayerNorm.weight"] = (hidden,)
-            base[f"encoder.layer.{layer}.{name}.LayerNorm.bias"] = (hidden,)
-    if config["architectures"] == ["XLMRobertaForSequenceClassification"]:
-        labels = len(config["id2label"])
-        return {f"roberta.{name}": shape for name, shape in base.items()} | {
-            "classifier.dense.weight": (hidden, hidden),
-            "classifier.dense.bias": (hidden,),
-            "classifier.out_proj.weight": (labels, hidden),
-            "classifier.out_proj.bias": (labels,),
-        }
-    if config["model_type"] == "bert":  # all-MiniLM-L6-v2 stores this buffer too
-        base["embeddings.position_ids"] = (1, config["max_position_embeddings"])
-    return base | {"pooler.dense.weight": (hidden, hidden), "pooler.dense.bias": (hidden,)}
-
-
 def _qwen3_config(ids: dict[str, int]) -> Config:
     return {**_DECODER, "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "attention_bias": False,
             "head_dim": 16, "max_window_layers": 2, "sliding_window": None, "use_sliding_window": False,
@@ -283,16 +248,32 @@ def _chat_files(template: str, stops: tuple[str, ...], **sampling: Any) -> Calla
     return files
 
 
+_MODULES = [
+    {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.models.{name}"}
+    for index, (name, path) in enumerate((("Transformer", ""), ("Pooling", "1_Pooling"), ("Normalize", "2_Normalize")))
+]
+
+
+def _qwen3_embedding_files(config: Config, ids: dict[str, int]) -> dict[str, Any]:
+    modes = {f"pooling_mode_{mode}": mode == "lasttoken"
+             for mode in ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens",
+                          "lasttoken")}  # fmt: skip
+    query = "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery:"
+    return _QWEN3_FILES(config, ids) | {
+        "modules.json": _MODULES,
+        "1_Pooling/config.json": {"word_embedding_dimension": config["hidden_size"], **modes, "include_prompt": True},
+        "config_sentence_transformers.json": {"prompts": {"query": query, "document": ""}, "default_prompt_name": None,
+                                              "similarity_fn_name": "cosine"},
+    }  # fmt: skip
+
+
 def _sentence_files(pooling: str, share: float, tokenizer: dict[str, Any]) -> Callable[..., dict[str, Any]]:
-    kinds = ("Transformer", ""), ("Pooling", "1_Pooling"), ("Normalize", "2_Normalize")
-    modules = [{"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.models.{name}"}
-               for index, (name, path) in enumerate(kinds)]  # fmt: skip
 
     def files(config: Config, ids: dict[str, int]) -> dict[str, Any]:
         length = int(share * (config["max_position_embeddings"] - (2 if config["model_type"] == "xlm-roberta" else 0)))
         modes = {f"pooling_mode_{mode}": mode == pooling for mode in ("cls_token", "mean_tokens", "max_tokens")}
         return {
-            "modules.json": modules,
+            "modules.json": _MODULES,
             "1_Pooling/config.json": {"word_embedding_dimension": config["hidden_size"], **modes},
             "sentence_bert_config.json": {"max_seq_length": length, "do_lower_case": False},
             "config_sentence_transformers.json": {"__version__": {"sentence_transformers": "2.2.2"}},
@@ -309,17 +290,21 @@ _BERT_TOKENIZER = {"cls_token": "[CLS]", "do_lower_case": True, "mask_token": "[
                    "pad_token": "[PAD]", "sep_token": "[SEP]", "tokenizer_class": "BertTokenizer",
                    "unk_token": "[UNK]"}  # fmt: skip
 
+_QWEN3_FILES = _chat_files(QWEN3, ("<|im_end|>", "<|endoftext|>"), temperature=0.7, top_k=20, top_p=0.8)
+
 FAMILIES: dict[str, _Family] = {
-    "qwen3": _Family(_qwen3_config, tiny_tokenizers.qwen, _decoder_shapes,
-                     _chat_files(QWEN3, ("<|im_end|>", "<|endoftext|>"), temperature=0.7, top_k=20, top_p=0.8)),
-    "qwen2": _Family(_qwen2_config, tiny_tokenizers.qwen, _decoder_shapes,
+    "qwen3": _Family(_qwen3_config, tiny_tokenizers.qwen, decoder_shapes, _QWEN3_FILES),
+    "qwen3-embedding": _Family(_qwen3_config, tiny_tokenizers.qwen_embedding, bare_decoder_shapes,
+                               _qwen3_embedding_files),
+    "qwen3-reranker": _Family(_qwen3_config, tiny_tokenizers.qwen_reranker, decoder_shapes, _QWEN3_FILES),
+    "qwen2": _Family(_qwen2_config, tiny_tokenizers.qwen, decoder_shapes,
                      _chat_files(QWEN2, ("<|im_end|>", "<|endoftext|>"), temperature=0.7, top_k=20, top_p=0.8,
                                  repetition_penalty=1.05)),
-    "llama": _Family(_llama_config, tiny_tokenizers.smollm, _decoder_shapes, _chat_files(CHATML, ("<|im_end|>",))),
-    "bge-m3": _Family(_bge_m3_config, tiny_tokenizers.xlm_roberta, _encoder_shapes,
+    "llama": _Family(_llama_config, tiny_tokenizers.smollm, decoder_shapes, _chat_files(CHATML, ("<|im_end|>",))),
+    "bge-m3": _Family(_bge_m3_config, tiny_tokenizers.xlm_roberta, encoder_shapes,
                       _sentence_files("cls_token", 1.0, _XLM_R_TOKENIZER)),
-    "bge-reranker": _Family(_bge_reranker_config, tiny_tokenizers.xlm_roberta, _encoder_shapes,
+    "bge-reranker": _Family(_bge_reranker_config, tiny_tokenizers.xlm_roberta, encoder_shapes,
                             lambda config, ids: {"tokenizer_config.json": _XLM_R_TOKENIZER}),
-    "minilm": _Family(_bert_config, tiny_tokenizers.bert, _encoder_shapes,
+    "minilm": _Family(_bert_config, tiny_tokenizers.bert, encoder_shapes,
                       _sentence_files("mean_tokens", 0.5, _BERT_TOKENIZER)),
 }  # fmt: skip

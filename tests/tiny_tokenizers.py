@@ -30,6 +30,21 @@ def qwen() -> Tokenizer:
     return Tokenizer.from_str(_qwen_json())
 
 
+def qwen_embedding() -> Tokenizer:
+    """Qwen's, with <|endoftext|> after every text."""
+    tokenizer = qwen()
+    end = "<|endoftext|>"
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"$A {end}", pair=f"$A {end} $B:1 {end}:1", special_tokens=[(end, tokenizer.token_to_id(end))]
+    )
+    return tokenizer
+
+
+def qwen_reranker() -> Tokenizer:
+    """Qwen's, with "yes" and "no" as one token each."""
+    return Tokenizer.from_str(_qwen_json("yes\nno\n" * 50))
+
+
 def smollm() -> Tokenizer:
     """Byte-level BPE with SmolLM's split (single digits); its special tokens come first in the vocabulary."""
     return Tokenizer.from_str(_smollm_json())
@@ -80,10 +95,10 @@ def _words() -> list[str]:
 
 
 @cache
-def _qwen_json() -> str:
+def _qwen_json(more_text: str = "") -> str:
     tokenizer = _byte_level(_QWEN_SPLIT)
     tokenizer.normalizer = normalizers.NFC()
-    _train(tokenizer, special=[])
+    _train(tokenizer, special=[], text=TEXT + more_text)
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in _QWEN_SPECIAL])
     tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in _QWEN_MARKS])
     text: str = tokenizer.to_str()
@@ -111,11 +126,11 @@ def _byte_level(split: str | None) -> Tokenizer:
     return tokenizer
 
 
-def _train(tokenizer: Tokenizer, special: list[str]) -> None:
+def _train(tokenizer: Tokenizer, special: list[str], text: str = TEXT) -> None:
     trainer = trainers.BpeTrainer(
         vocab_size=480,
         special_tokens=special,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator([TEXT] * 2, trainer)
+    tokenizer.train_from_iterator([text] * 2, trainer)
