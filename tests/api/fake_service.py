@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator, Callable
+from typing import Any
 
 import msgspec
 
@@ -42,6 +43,7 @@ def facts_of(kind: Kind, name: str) -> ModelFacts:
         normalize=kind == "embedding",
         dimensions=1024 if kind == "embedding" else None,
         rerank_method="cross-encoder" if kind == "rerank" else None,
+        token_heads=("sparse", "colbert") if name == "bge-m3" else (),
         chat_template=kind == "chat",
         tools=kind == "chat",
     )
@@ -66,8 +68,10 @@ class FakeService:
         for uid, kind in (models if models is not None else GUIDE).items():
             self.add(ModelSpec(uid=uid, name=uid.removesuffix("-local"), kind=kind))  # type: ignore[arg-type]
 
-    def add(self, spec: ModelSpec, state: State = "ready", error: ErrorInfo | None = None) -> ModelStatus:
-        facts = facts_of(spec.kind or "chat", spec.name or "folder")
+    def add(
+        self, spec: ModelSpec, state: State = "ready", error: ErrorInfo | None = None, **facts_too: Any
+    ) -> ModelStatus:
+        facts = msgspec.structs.replace(facts_of(spec.kind or "chat", spec.name or "folder"), **facts_too)
         limit = spec.context_length or facts.context_length
         self._status[spec.uid] = ModelStatus(
             spec=spec,

@@ -78,3 +78,22 @@ def test_equal_documents_keep_their_order() -> None:
 def test_over_long_documents_are_cut_and_counted(served: Served) -> None:
     answer = served.ask("POST", "/v1/rerank", {**ASK, "documents": ["word " * 9000, "b"]})
     assert (answer.status, answer.headers["x-lodger-truncated"]) == (200, "1")
+
+
+@pytest.mark.parametrize(
+    ("fields", "instruction"),
+    [
+        ({}, None),
+        ({"instruction": "找出直接回答的段落"}, "找出直接回答的段落"),
+        ({"instruct": "b"}, "b"),
+        ({"instruction": "a", "instruct": "b"}, "a"),
+        ({"instruction": "", "instruct": None}, None),
+    ],
+)
+def test_an_instruction_goes_with_the_task(served: Served, fields: dict[str, object], instruction: str | None) -> None:
+    assert served.ask("POST", "/v1/rerank", {**ASK, **fields}).status == 200
+    assert served.service.tasks[-1].instruction == instruction
+
+
+def test_the_description_tells_how_documents_are_scored(served: Served) -> None:
+    assert served.ask("GET", f"/v1/models/{MODEL}").json["rerank_method"] == "cross-encoder"

@@ -7,7 +7,9 @@ from typing import Any, cast
 
 import pytest
 
+from lodger.catalogue.facts import ModelFacts
 from lodger.checks.endpoints import CHINESE, ENGLISH, Answer, verify
+from lodger.cli.verify import show_answers
 from lodger.client import Client
 from lodger.errors import ErrorInfo, ModelLoading
 from lodger.service import ModelStatus, State
@@ -23,10 +25,13 @@ class Served:
     reads_chinese = True
     pieces: tuple[str, ...] = ("Hello", " there")
     usage: dict[str, int] | None = {"completion_tokens": 2}
+    heads: dict[str, Any] = {"sparse": {"5": 0.2, "7": 0.1}, "colbert": [[0.6, 0.8]]}
 
     def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         if path == "/v1/completions":
             return {"usage": {"prompt_tokens": 6 if self.reads_chinese else 25}}
+        if path == "/v1/embeddings" and "return" in body:
+            return {"data": [{head: self.heads[head] for head in body["return"]}]}
         if path == "/v1/embeddings":
             return {"data": [{"index": i, "embedding": self._vector(text)} for i, text in enumerate(body["input"])]}
         assert path == "/v1/rerank"
@@ -48,8 +53,14 @@ class Served:
         yield {"choices": [], "usage": self.usage}
 
 
-def ask(server: object, kind: Kind, state: State = "ready", error: ErrorInfo | None = None) -> Answer:
-    model = ModelStatus(spec=ModelSpec(uid="m", kind=kind), state=state, created=0.0, error=error)
+def ask(
+    server: object,
+    kind: Kind,
+    state: State = "ready",
+    error: ErrorInfo | None = None,
+    facts: ModelFacts | None = None,
+) -> Answer:
+    model = ModelStatus(spec=ModelSpec(uid="m", kind=kind), state=state, created=0.0, error=error, facts=facts)
     (answer,) = verify(cast(Client, server), [model])
     return answer
 
@@ -97,6 +108,35 @@ def test_each_wrong_answer_is_found(kind: Kind, worse: dict[str, Any], said: str
     for name, value in worse.items():
         setattr(server, name, value)
     assert any(said in problem for problem in ask(server, kind).problems)
+
+
+def embedding_facts(**fields: Any) -> ModelFacts:
+    sizes = ("parameters", "layers", "hidden_size", "intermediate_size", "attention_heads", "kv_heads", "head_dim")
+    needed = dict.fromkeys((*sizes, "vocab_size", "context_length"), 8)
+    texts = {"path": "/models/m", "architecture": "BertModel", "model_type": "bert"}
+    return ModelFacts(kind="embedding", stored_bytes={}, **texts, **needed, **fields)
+
+
+def test_a_model_that_does_not_normalise_may_make_vectors_of_any_length() -> None:
+    server = Served()
+    server.vector = (3.0, 4.0)
+    assert ask(server, "embedding", facts=embedding_facts(normalize=False)).problems == ()
+    assert ask(server, "embedding", facts=embedding_facts(normalize=True)).problems
+
+
+def test_every_head_of_a_model_is_asked() -> None:
+    server = Served()
+    facts = embedding_facts(token_heads=("sparse", "colbert"))
+    answer = ask(server, "embedding", facts=facts)
+    assert (answer.numbers["sparse"], answer.numbers["colbert"], answer.problems) == (2, 1, ())
+    server.heads = {"sparse": {}, "colbert": [[0.6, 0.8]]}
+    assert ask(server, "embedding", facts=facts).problems == ("the sparse output is empty",)
+
+
+def test_the_heads_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    facts = embedding_facts(token_heads=("sparse", "colbert"))
+    assert show_answers([ask(Served(), "embedding", facts=facts)])
+    assert "2 dimensions, length 1, 2 sparse weights, 1 token vectors, " in capsys.readouterr().out
 
 
 def test_a_failed_model_is_a_problem_with_its_reason() -> None:

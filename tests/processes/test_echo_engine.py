@@ -7,6 +7,7 @@ import math
 import struct
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,15 +17,15 @@ from lodger.budget import Budget
 from lodger.engines import engine_name, open_engine
 from lodger.engines.base import LoadRequest
 from lodger.engines.echo import EchoEngine, EchoModel
-from lodger.errors import Cancelled
+from lodger.errors import Cancelled, InvalidRequest
 from lodger.spec import ModelSpec
 from lodger.tasks import CompletionTask, Delta, EmbedResult, EmbedTask, Kind, RerankTask, StopRules, Usage
 
 
-def model(kind: Kind = "chat", context: int = 64) -> EchoModel:
+def model(kind: Kind = "chat", context: int = 64, **facts: Any) -> EchoModel:
     request = LoadRequest(
         spec=ModelSpec(uid="m"),
-        facts=make_facts(kind),
+        facts=msgspec.structs.replace(make_facts(kind), **facts),
         budget=Budget(weights=0, context_length=context),
         device="cpu",
         dtype=None,
@@ -103,6 +104,37 @@ def test_embeddings_are_unit_vectors_and_alike_for_like_texts() -> None:
     assert embed("one", dimensions=8).dimensions == 8
     long = embed("word " * 100 + "word", "short")
     assert (long.truncated, long.usage.prompt_tokens) == (1, 65)
+
+
+def test_sparse_and_colbert_are_of_the_words() -> None:
+    result = embed("red red Apple", "apple", "", outputs=("sparse", "colbert"))
+    assert (result.vectors, result.count, result.dimensions) == (b"", 3, 32)
+    red_apple, apple, nothing = (
+        dict(zip(memoryview(sparse.ids).cast("i"), memoryview(sparse.weights).cast("f"), strict=True))
+        for sparse in result.sparse
+    )
+    assert sorted(red_apple.values()) == pytest.approx([1 / 3, 2 / 3])
+    assert (list(apple.values()), nothing) == ([1.0], {})
+    assert apple.keys() < red_apple.keys() < set(range(1000))
+    assert result.colbert_dimensions == 32
+    assert [len(vectors) // (4 * 32) for vectors in result.colbert] == [3, 1, 1]
+    assert result.colbert[0][-4 * 32 :] == result.colbert[1]
+    assert embed("red red Apple", "apple", "", outputs=("sparse", "colbert")) == result
+
+
+def test_prompts_stand_before_texts_and_count() -> None:
+    told = model("embedding", prompts={"query": "find this: ", "document": ""}, default_prompt="query")
+
+    def tokens(name: str | None) -> tuple[int, bytes]:
+        result = asyncio.run(told.embed(EmbedTask(model="m", inputs=("a b", (7,)), prompt_name=name)))
+        return result.usage.prompt_tokens, result.vectors
+
+    assert tokens(None) == tokens("query")
+    assert tokens("document") == tokens("")
+    assert (tokens("query")[0], tokens("")[0]) == (3 + 3, 3)
+    with pytest.raises(InvalidRequest, match="'late'") as caught:
+        tokens("late")
+    assert caught.value.hint == "There are: query, document."
 
 
 def test_rerank_counts_common_words() -> None:

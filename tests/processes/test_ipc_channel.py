@@ -24,11 +24,13 @@ from lodger.tasks import (
     ChatTask,
     CompletionTask,
     Delta,
+    EmbedOutput,
     EmbedResult,
     EmbedTask,
     RerankResult,
     RerankTask,
     SamplingParams,
+    SparseVector,
     StopRules,
     Usage,
 )
@@ -51,8 +53,11 @@ chats = st.builds(
     ChatTask, model=text, template_args=maps, sampling=sampling, stopping=stopping, n=st.integers(1, 9), **tuples
 )
 completions = st.builds(CompletionTask, model=text, prompt=text | tokens, sampling=sampling, stopping=stopping)
-embeds = st.builds(EmbedTask, model=text, inputs=st.lists(text | tokens, max_size=3).map(tuple))
-reranks = st.builds(RerankTask, model=text, query=text, documents=st.lists(text, max_size=3).map(tuple))
+outputs = st.lists(st.sampled_from(get_args(EmbedOutput)), max_size=3).map(tuple)
+inputs = st.lists(text | tokens, max_size=3).map(tuple)
+embeds = st.builds(EmbedTask, model=text, inputs=inputs, outputs=outputs, prompt_name=st.none() | text)
+documents = st.lists(text, max_size=3).map(tuple)
+reranks = st.builds(RerankTask, model=text, query=text, documents=documents, instruction=st.none() | text)
 specs = st.builds(ModelSpec, uid=text, path=st.none() | text, memory=st.none() | sizes, notes=st.tuples(text))
 budgets = st.builds(Budget, weights=sizes, kv_cache=sizes, context_length=ids)
 loads = st.builds(
@@ -63,7 +68,18 @@ usages = st.builds(Usage, ids, ids)
 deltas = st.builds(
     Delta, index=ids, text=text, finish_reason=st.sampled_from([None, "stop", "length"]), usage=st.none() | usages
 )
-vectors = st.builds(EmbedResult, vectors=st.binary(max_size=64), count=ids, dimensions=ids, usage=usages)
+raw = st.binary(max_size=64)
+sparse = st.lists(st.builds(SparseVector, ids=raw, weights=raw), max_size=3).map(tuple)
+vectors = st.builds(
+    EmbedResult,
+    vectors=raw,
+    count=ids,
+    dimensions=ids,
+    sparse=sparse,
+    colbert=st.lists(raw, max_size=3).map(tuple),
+    colbert_dimensions=ids,
+    usage=usages,
+)
 scores = st.builds(RerankResult, scores=st.lists(numbers).map(tuple), logits=st.lists(numbers).map(tuple), usage=usages)
 errors = st.builds(
     ErrorInfo, code=text, message=text, hint=st.none() | text, retry_after=st.none() | ids, param=st.none() | text

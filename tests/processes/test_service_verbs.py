@@ -40,6 +40,11 @@ def test_three_models_answer_from_one_worker(tmp_path: Path) -> None:
             assert await say(service, "chat", "你好 world") == "你好 world"
             embedded = await service.embed(EmbedTask(model="embedding", inputs=("one", "two words")))
             assert (embedded.count, embedded.dimensions, len(embedded.vectors)) == (2, 32, 2 * 32 * 4)
+            tokens = EmbedTask(model="embedding", inputs=("one", "two words"), outputs=("sparse", "colbert"))
+            heads = await service.embed(tokens)
+            assert (heads.vectors, heads.colbert_dimensions) == (b"", 32)
+            assert [len(vectors) for vectors in heads.colbert] == [1 * 32 * 4, 2 * 32 * 4]
+            assert [len(vector.ids) for vector in heads.sparse] == [4, 8]
             ranked = await service.rerank(RerankTask(model="rerank", query="a b", documents=("x y", "b a")))
             assert ranked.scores[1] > ranked.scores[0]
             with pytest.raises(WrongKind):

@@ -73,7 +73,13 @@ def _of_kind(model: ModelStatus) -> dict[str, Any]:
     facts = model.facts
     assert facts is not None
     if facts.kind == "embedding":
-        return {"dimensions": facts.dimensions, "language": []}
+        return {
+            "dimensions": facts.dimensions,
+            "language": [],
+            "outputs": ["dense", *facts.token_heads],
+            "prompts": facts.prompts,
+            "default_prompt": facts.default_prompt,
+        }
     if facts.kind == "rerank":
         return {"type": "normal", "language": [], "rerank_method": facts.rerank_method}
     asked = model.spec.size_in_billions

@@ -20,6 +20,7 @@ PROMPTS = 64  # of one completions request
 CHOICES = 16  # `n`
 STOPS = 16  # stop strings
 STOP_CHARACTERS = 512  # of one stop string
+NUMBERS_BYTES = 32 * MIB  # of token vectors in one answer, as float32: bge-m3's of one text of 8,192 tokens
 NOTES = 64  # unknown options of one launch that are answered one by one
 
 _LONG_NUMBER = re.compile(rb"\d{19}")

@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from lodger.catalogue.facts import TokenHead
 from lodger.client import Client
 from lodger.errors import LodgerError, from_info
 from lodger.service import ModelStatus
@@ -67,14 +68,15 @@ def verify(client: Client, models: Sequence[ModelStatus]) -> Iterator[Answer]:
             yield Answer(uid=model.uid, kind=kind, problems=(f"not ready: {reason}",))
             continue
         try:
-            yield _ASK[kind](client, model.uid)
+            yield _ASK[kind](client, model)
         except LodgerError as error:
             yield Answer(uid=model.uid, kind=kind, problems=(error.text,))
         except (KeyError, IndexError, TypeError, ValueError) as error:
             yield Answer(uid=model.uid, kind=kind, problems=(f"the answer has another shape than expected: {error!r}",))
 
 
-def _ask_embedding(client: Client, uid: str) -> Answer:
+def _ask_embedding(client: Client, model: ModelStatus) -> Answer:
+    uid, facts = model.uid, model.facts
     unlike = [_vector(item) for item in _embed(client, uid, ["你好", "谢谢"])["data"]]
     questions = CHINESE if unlike[0] != unlike[1] else ENGLISH  # two unknown words look the same to a model
     started = time.perf_counter()
@@ -85,19 +87,28 @@ def _ask_embedding(client: Client, uid: str) -> Answer:
     problems = []
     if not vector or not all(math.isfinite(x) for x in vector):
         problems.append("the vector is empty or has numbers that are not finite")
-    elif abs(norm - 1) > 1e-2:
+    elif (facts is None or facts.normalize) and abs(norm - 1) > 1e-2:
         problems.append(f"the vector has length {norm:.4f}, not 1")
+    heads = _ask_heads(client, uid, questions.text, facts.token_heads) if facts and facts.token_heads else {}
+    problems += [f"the {head} output is empty" for head, count in heads.items() if not count]
     return Answer(
         uid=uid,
         kind="embedding",
         asked=questions.text,
         answered=f"[{', '.join(f'{x:.4f}' for x in vector[:3])}, ...]",
-        numbers={"dimensions": len(vector), "norm": round(norm, 4), "seconds": round(seconds, 3)},
+        numbers={"dimensions": len(vector), "norm": round(norm, 4), "seconds": round(seconds, 3), **heads},
         problems=tuple(problems),
     )
 
 
-def _ask_rerank(client: Client, uid: str) -> Answer:
+def _ask_heads(client: Client, uid: str, text: str, heads: tuple[TokenHead, ...]) -> dict[str, int]:
+    """How many weights and how many vectors bge-m3's other heads make of the text."""
+    body = client.post("/v1/embeddings", {"model": uid, "input": text, "return": list(heads)})
+    return {head: len(body["data"][0][head]) for head in heads}
+
+
+def _ask_rerank(client: Client, model: ModelStatus) -> Answer:
+    uid = model.uid
     unlike = _rerank(client, uid, "你好", ("你好", "谢谢"))
     questions = CHINESE if unlike[0] != unlike[1] else ENGLISH
     started = time.perf_counter()
@@ -120,7 +131,8 @@ def _ask_rerank(client: Client, uid: str) -> Answer:
     )
 
 
-def _ask_chat(client: Client, uid: str) -> Answer:
+def _ask_chat(client: Client, model: ModelStatus) -> Answer:
+    uid = model.uid
     probe = client.post("/v1/completions", {"model": uid, "prompt": CHINESE.chat, "max_tokens": 1})
     knows = probe["usage"]["prompt_tokens"] <= TOKENS_PER_CHARACTER * len(CHINESE.chat)
     question = (CHINESE if knows else ENGLISH).chat

@@ -59,4 +59,6 @@ def _numbers(answer: Answer) -> str:
         rate = f", then {n['tokens_per_second']:g} a second" if "tokens_per_second" in n else ""
         return f"{n['tokens']:g} tokens, the first after {n['first_token_seconds']:.2f} s{rate}"
     size = f"{n['dimensions']:g} dimensions, length {n['norm']:g}, " if "dimensions" in n else ""
-    return f"{size}{n['seconds'] * 1000:.0f} ms" if "seconds" in n else ""
+    heads = {"sparse": "sparse weights", "colbert": "token vectors"}
+    made = "".join(f"{n[head]:g} {words}, " for head, words in heads.items() if head in n)
+    return f"{size}{made}{n['seconds'] * 1000:.0f} ms" if "seconds" in n else ""

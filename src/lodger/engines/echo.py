@@ -1,6 +1,7 @@
 """A deterministic engine without weights: for tests, for documentation, for trying a client on a laptop.
 
-Chat gives the last user message back word by word, embeddings are sums of hashed words, rerank counts common words.
+Chat gives the last user message back word by word, embeddings are sums of hashed words (or those of each word, or
+how often each stands there), rerank counts common words.
 Its tokens are words (one each for Chinese characters), so counts, limits and cancellation behave like a real model's.
 """
 
@@ -11,6 +12,8 @@ import hashlib
 import math
 import re
 import struct
+import zlib
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from functools import lru_cache
 from itertools import cycle
@@ -19,7 +22,7 @@ from typing import Any
 import psutil
 
 from lodger.engines.base import LoadedInfo, LoadRequest
-from lodger.errors import Cancelled, ContextExceeded, WrongKind
+from lodger.errors import Cancelled, ContextExceeded, InvalidRequest, WrongKind
 from lodger.tasks import (
     ChatTask,
     Delta,
@@ -30,6 +33,7 @@ from lodger.tasks import (
     Kind,
     RerankResult,
     RerankTask,
+    SparseVector,
     StopRules,
     Usage,
 )
@@ -91,13 +95,19 @@ class EchoModel:
 
     async def embed(self, task: EmbedTask) -> EmbedResult:
         self._check_kind("embedding")
-        texts = [_split(text) if isinstance(text, str) else [str(token) for token in text] for text in task.inputs]
+        before = _split(self._prompt(task.prompt_name))
+        texts = [before + _split(text) if isinstance(text, str) else list(map(str, text)) for text in task.inputs]
         kept = [words[: self._limit] for words in texts]
-        size = min(task.dimensions or 2**31, self._facts.dimensions or self._facts.hidden_size)
+        full = self._facts.dimensions or self._facts.hidden_size
+        size = min(task.dimensions or full, full)
+        asked = set(task.outputs)
         return EmbedResult(
-            vectors=b"".join(_vector(words, size) for words in kept),
+            vectors=b"".join(_vector(words, size) for words in kept) if "dense" in asked else b"",
             count=len(kept),
             dimensions=size,
+            sparse=tuple(_shares(words, self._facts.vocab_size) for words in kept) if "sparse" in asked else (),
+            colbert=tuple(_vectors(words, full) for words in kept) if "colbert" in asked else (),
+            colbert_dimensions=full if "colbert" in asked else 0,
             usage=Usage(sum(map(len, kept))),
             truncated=sum(len(words) > self._limit for words in texts),
         )
@@ -119,6 +129,16 @@ class EchoModel:
 
     def close(self) -> None:
         self._closed = True
+
+    def _prompt(self, name: str | None) -> str:
+        prompts = self._facts.prompts
+        name = self._facts.default_prompt if name is None else name
+        if name and name not in prompts:
+            known = ", ".join(prompts) or "none"
+            raise InvalidRequest(
+                f"There is no prompt {name[:100]!r}.", hint=f"There are: {known}.", param="prompt_name"
+            )
+        return prompts[name] if name else ""
 
     def _check_kind(self, kind: Kind) -> None:
         if self._facts.kind != kind:
@@ -174,6 +194,18 @@ def _vector(words: list[str], size: int) -> bytes:
     total = [sum(column) for column in zip(*parts, strict=True)]
     norm = math.sqrt(sum(value * value for value in total)) or 1.0
     return struct.pack(f"<{size}f", *(value / norm for value in total))
+
+
+def _vectors(words: list[str], size: int) -> bytes:
+    """Unit vector of every word, [words, size]; an empty text has one too."""
+    return b"".join(_vector([word], size) for word in words or [""])
+
+
+def _shares(words: list[str], vocabulary: int) -> SparseVector:
+    """Which part of the text each word is, 0..1, under an id of the vocabulary that is always the same."""
+    counts = Counter(zlib.crc32(word.strip().lower().encode("utf-8", "replace")) % vocabulary for word in words)
+    shares = [count / len(words) for count in counts.values()]
+    return SparseVector(ids=struct.pack(f"<{len(counts)}i", *counts), weights=struct.pack(f"<{len(shares)}f", *shares))
 
 
 def _overlap(query: list[str], document: list[str]) -> float:

@@ -11,6 +11,7 @@ from fastapi import APIRouter
 
 TABLE: dict[str, str] = {
     "openai": "lodger.api.dialects.openai",
+    "embeddings": "lodger.api.dialects.embeddings",
     "rerank": "lodger.api.dialects.rerank",
     "xinference": "lodger.api.dialects.xinference",
     "admin": "lodger.api.dialects.admin",

@@ -1,14 +1,13 @@
-"""OpenAI's API: chat completions, completions, embeddings.
+"""OpenAI's API: chat completions and completions.
 
-``/v1/models`` is OpenAI's and Xinference's at once; the file `xinference` has it.
+``/v1/models`` is OpenAI's and Xinference's at once; the file `xinference` has it, and `embeddings` the embeddings.
 """
 
 from __future__ import annotations
 
 import time
 import uuid
-from base64 import b64encode
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
 from pydantic import Field, PlainValidator, WithJsonSchema
@@ -21,11 +20,9 @@ from lodger.api.context import ServiceDep
 from lodger.api.conversation import messages_of
 from lodger.api.disconnect import unless_gone
 from lodger.api.generation import collect, generate
-from lodger.api.measure import Measured
 from lodger.api.sse import open_stream
 from lodger.errors import MalformedBody, Unsupported
-from lodger.service import Service
-from lodger.tasks import ChatTask, CompletionTask, EmbedResult, EmbedTask, SamplingParams, StopRules
+from lodger.tasks import ChatTask, CompletionTask, SamplingParams, StopRules
 
 router = APIRouter(tags=["openai"])
 
@@ -152,15 +149,6 @@ class CompletionRequest(Generation):
         ]
 
 
-class EmbeddingsRequest(Body):
-    """POST /v1/embeddings. Over-long inputs are cut; the header x-lodger-truncated says how many were."""
-
-    model: str = Field(min_length=1)
-    input: TextsOrTokens
-    encoding_format: Literal["float", "base64"] | None = None
-    dimensions: int | None = Field(None, ge=1)
-
-
 _UNSERVED = (
     "logprobs",
     "top_logprobs",
@@ -211,35 +199,6 @@ async def completions(body: CompletionRequest, request: Request, service: Servic
     choices, usage = await unless_gone(request, collect(deltas))
     listed = [text_choice(index, choice.text, choice.finish_reason) for index, choice in enumerate(choices)]
     return json_response(head | {"choices": listed, "usage": count(usage)})
-
-
-@router.post("/v1/embeddings", summary="Turn texts into vectors")
-async def embeddings(body: EmbeddingsRequest, request: Request, service: ServiceDep) -> Response:
-    at_most(len(body.input), limits.INPUTS, "input")
-    task = EmbedTask(model=body.model, inputs=body.input, dimensions=body.dimensions)
-    result = await unless_gone(request, _embed(service, task))
-    vectors = _base64(result) if body.encoding_format == "base64" else _floats(result)
-    data = [{"object": "embedding", "index": index, "embedding": vector} for index, vector in enumerate(vectors)]
-    usage = {"prompt_tokens": result.usage.prompt_tokens, "total_tokens": result.usage.total_tokens}
-    headers = {"x-lodger-truncated": str(result.truncated)} if result.truncated else None
-    return json_response({"object": "list", "model": body.model, "data": data, "usage": usage}, headers=headers)
-
-
-async def _embed(service: Service, task: EmbedTask) -> EmbedResult:
-    with Measured("embed", task.model) as measured:
-        result = await service.embed(task)
-        measured.usage(result.usage)
-    return result
-
-
-def _floats(result: EmbedResult) -> list[list[float]]:
-    flat: list[float] = memoryview(result.vectors).cast("f").tolist()  # type: ignore[assignment]
-    return [flat[start : start + result.dimensions] for start in range(0, len(flat), result.dimensions)]
-
-
-def _base64(result: EmbedResult) -> list[str]:
-    size = 4 * result.dimensions
-    return [b64encode(result.vectors[start : start + size]).decode() for start in range(0, len(result.vectors), size)]
 
 
 def _head(prefix: str, model: str) -> dict[str, Any]:

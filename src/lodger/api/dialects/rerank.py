@@ -30,6 +30,8 @@ class RerankRequest(Body):
     top_n: int | None = None
     return_documents: bool | None = None
     rank_fields: list[str] | None = None
+    instruction: str | None = Field(None, description="What counts as an answer, for rerankers that are told")
+    instruct: str | None = Field(None, description="Another name of `instruction`")
 
     def texts(self) -> tuple[str, ...]:
         at_most(len(self.documents), limits.DOCUMENTS, "documents")
@@ -50,7 +52,9 @@ class RerankRequest(Body):
 @router.post("/rerank", include_in_schema=False)
 async def rerank(body: RerankRequest, request: Request, service: ServiceDep) -> Response:
     texts = body.texts()
-    task = RerankTask(model=body.model, query=body.query, documents=texts)
+    task = RerankTask(
+        model=body.model, query=body.query, documents=texts, instruction=body.instruction or body.instruct or None
+    )
     result = await unless_gone(request, _rerank(service, task))
     shown = texts if body.return_documents else None
     headers = {"x-lodger-truncated": str(result.truncated)} if result.truncated else None
