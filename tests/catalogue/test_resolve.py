@@ -11,17 +11,23 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lodger.catalogue.resolve import Entry, catalogue, resolve
-from lodger.errors import FolderMissing, LodgerError, UnknownName
+from lodger.catalogue.resolve import resolve
+from lodger.errors import FolderMissing, LodgerError, NotDownloaded, UnknownName
 from lodger.spec import ModelSpec
+
+
+def put(models: Path, *names: str) -> Path:
+    """Model folders under `models`, empty but for what makes them one."""
+    for name in names:
+        (models / name).mkdir(parents=True)
+        (models / name / "config.json").write_text("{}")
+    return models
 
 
 @pytest.fixture
 def models(tmp_path: Path) -> Path:
-    for name in ("bge-m3", "Qwen/Qwen3-4B-Instruct-2507", "Qwen3-1.7B", "mine", "team/theirs"):
-        (tmp_path / "models" / name).mkdir(parents=True)
-    (tmp_path / "secret").mkdir()
-    return tmp_path / "models"
+    put(tmp_path, "secret")
+    return put(tmp_path / "models", "bge-m3", "Qwen/Qwen3-4B-Instruct-2507", "Qwen3-1.7B", "mine", "team/theirs")
 
 
 def found(models: Path, name: str, size: str | None = None) -> str:
@@ -37,6 +43,7 @@ def found(models: Path, name: str, size: str | None = None) -> str:
         ("Qwen3-4B-Instruct-2507", None),
         ("qwen3-4b-instruct-2507", None),
         ("Qwen/Qwen3-4B-Instruct-2507", None),
+        ("https://www.modelscope.cn/models/Qwen/Qwen3-4B-Instruct-2507/files", None),
         ("Qwen3-Instruct", "4"),
         ("Qwen3-Instruct", "4B"),
         ("Qwen3-Instruct", None),
@@ -51,9 +58,32 @@ def test_xinferences_ways_to_write_a_size(models: Path, size: str) -> None:
     assert found(models, "qwen3", size) == "Qwen3-1.7B"
 
 
-@pytest.mark.parametrize("name", ["bge-m3", "BAAI/bge-m3", "BGE-M3"])
+@pytest.mark.parametrize("name", ["bge-m3", "BAAI/bge-m3", "BGE-M3", "bge_m3"])
 def test_a_size_that_picks_nothing_is_ignored_as_in_the_guide(models: Path, name: str) -> None:
     assert found(models, name, "0.6") == "bge-m3"
+
+
+@pytest.mark.parametrize(
+    "folder", ["Qwen3-0.6B", "Qwen3-0___6B", "Qwen/Qwen3-0.6B", "Qwen/Qwen3-0___6B", "qwen/qwen3-0.6b", "qwen3-0.6b"]
+)
+@pytest.mark.parametrize("name", ["Qwen3-0.6B", "qwen3-0.6b", "Qwen/Qwen3-0.6B", "Qwen3-0___6B"])
+def test_a_folder_may_be_spelt_as_any_tool_spells_it(tmp_path: Path, folder: str, name: str) -> None:
+    assert found(put(tmp_path, folder), name) == folder
+    assert found(tmp_path, "qwen3", "0.6") == folder
+
+
+def test_of_several_folders_our_own_name_wins(tmp_path: Path) -> None:
+    put(tmp_path, "Qwen/Qwen3-0___6B", "qwen3-0.6b")
+    assert found(tmp_path, "Qwen/Qwen3-0.6B") == "qwen3-0.6b"
+    put(tmp_path, "Qwen3-0.6B")
+    assert found(tmp_path, "Qwen/Qwen3-0.6B") == "Qwen3-0.6B"
+
+
+def test_a_model_of_another_organisation_is_another_model(tmp_path: Path) -> None:
+    put(tmp_path, "somebody/bge-m3")
+    with pytest.raises(NotDownloaded):
+        found(tmp_path, "bge-m3")
+    assert found(tmp_path, "somebody/bge-m3") == "somebody/bge-m3"
 
 
 def test_the_catalogue_fills_the_kind_unless_it_was_said(models: Path) -> None:
@@ -69,6 +99,15 @@ def test_a_uid_alone_is_a_name(models: Path) -> None:
 def test_any_folder_under_models_is_a_name(models: Path) -> None:
     assert found(models, "mine") == "mine"
     assert found(models, "team/theirs") == "team/theirs"
+
+
+def test_what_pull_fetched_by_a_hubs_id_is_found_by_that_id(models: Path) -> None:
+    assert found(models, "someone/mine") == "mine"
+
+
+def test_a_folder_with_the_name_of_a_whole_family_is_meant_itself(models: Path) -> None:
+    put(models, "qwen3")
+    assert found(models, "qwen3") == "qwen3"
 
 
 def test_a_path_wins_over_a_name(models: Path) -> None:
@@ -95,36 +134,64 @@ def test_a_path_to_a_file(models: Path) -> None:
         resolve(ModelSpec(uid="x", path=__file__), models)
 
 
-def test_a_known_model_that_is_not_on_the_machine(models: Path) -> None:
-    with pytest.raises(FolderMissing) as caught:
-        resolve(ModelSpec(uid="x", name="bge-reranker-v2-m3"), models)
-    text = caught.value.text
-    assert "no bge-reranker-v2-m3 and no BAAI/bge-reranker-v2-m3" in text
-    assert "--model-path" in text
-    assert str(models) not in text
+@pytest.mark.parametrize(
+    ("asked", "name"),
+    [
+        ("bge-reranker-v2-m3", "bge-reranker-v2-m3"),
+        ("baai/BGE-reranker-v2-m3", "bge-reranker-v2-m3"),
+        ("someone/something", "someone/something"),
+        ("https://huggingface.co/someone/something", "someone/something"),
+    ],
+)
+def test_a_model_that_is_not_on_the_machine_comes_with_the_line_that_gets_it(
+    models: Path, asked: str, name: str
+) -> None:
+    with pytest.raises(NotDownloaded) as caught:
+        resolve(ModelSpec(uid="x", name=asked), models)
+    assert caught.value.message == f"{name} is not on this machine."
+    assert caught.value.hint == f"Run: lodger pull {name}"
 
 
 @pytest.mark.parametrize(
-    ("name", "near"),
-    [("Qwen3-4B-Instruct", "Qwen3-4B-Instruct-2507"), ("bge_m3", "bge-m3"), ("bge-rerank", "bge-reranker-base")],
+    ("folder", "asked", "name"),
+    [
+        ("bge-reranker-base", "bge-reranker-base", "bge-reranker-base"),
+        ("BAAI/bge-reranker-base", "bge-reranker-base", "bge-reranker-base"),
+        ("something", "someone/something", "someone/something"),
+    ],
 )
-def test_an_unknown_name_names_the_near_ones(models: Path, name: str, near: str) -> None:
-    with pytest.raises(UnknownName) as caught:
-        resolve(ModelSpec(uid="x", name=name), models)
-    assert near in caught.value.text
+def test_half_a_download_is_not_taken_for_the_model(models: Path, folder: str, asked: str, name: str) -> None:
+    (models / folder).mkdir(parents=True)
+    (models / folder / "tokenizer.json").write_text("{}")
+    with pytest.raises(NotDownloaded, match=r"only partly .* no config\.json") as caught:
+        found(models, asked)
+    assert caught.value.hint == f"Run: lodger pull --verify {name}"
+    put(models, "whole/" + name.rpartition("/")[2])
+    assert found(models, f"whole/{name.rpartition('/')[2]}")  # another, whole one is not hidden by it
 
 
-def test_a_name_without_neighbours_says_what_works(models: Path) -> None:
-    with pytest.raises(UnknownName) as caught:
-        resolve(ModelSpec(uid="x", name="gpt-4"), models)
-    assert "Did you mean" not in caught.value.text
-    assert "--model-path" in caught.value.text
+def test_a_whole_folder_wins_over_half_of_the_canonical_one(tmp_path: Path) -> None:
+    (tmp_path / "bge-m3").mkdir()
+    put(tmp_path, "BAAI/bge-m3")
+    assert found(tmp_path, "bge-m3") == "BAAI/bge-m3"
+
+
+def test_a_folder_of_ones_own_without_a_model_says_what_is_missing(models: Path) -> None:
+    (models / "draft").mkdir()
+    with pytest.raises(FolderMissing, match=r"'draft' holds no model: it has no config\.json"):
+        found(models, "draft")
+
+
+def test_an_organisations_folder_is_no_model(models: Path) -> None:
+    with pytest.raises(UnknownName):
+        found(models, "team")
 
 
 def test_sizes_are_named_when_one_is_needed_or_wrong(models: Path) -> None:
     with pytest.raises(UnknownName, match="is needed for qwen3") as caught:
         resolve(ModelSpec(uid="x", name="qwen3"), models)
     assert "0.6, 1.7, 4, 8" in caught.value.text
+    assert "`lodger pull Qwen/Qwen3-4B`" in caught.value.text
     for size in ("70", "many"):
         with pytest.raises(UnknownName, match=f"'{size}' is not a known one"):
             resolve(ModelSpec(uid="x", name="qwen3", size_in_billions=size), models)
@@ -133,32 +200,47 @@ def test_sizes_are_named_when_one_is_needed_or_wrong(models: Path) -> None:
 @pytest.mark.parametrize("name", ["../secret", "/etc", "..", ".", "~", "a/../../secret", "mine/../../secret", ""])
 def test_a_name_never_leads_out_of_the_models_folder(models: Path, name: str) -> None:
     with pytest.raises(UnknownName):
-        resolve(ModelSpec(uid="nobody", name=name), models)
+        resolve(ModelSpec(uid="nobody", name=name), models) if name else resolve(ModelSpec(uid=".."), models)
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(name=st.text(st.characters()), size=st.none() | st.text(st.characters(), max_size=5), by_path=st.booleans())
-def test_whatever_is_typed_ends_in_a_folder_or_in_our_error(
-    models: Path, name: str, size: str | None, by_path: bool
+def test_a_folder_for_models_that_is_not_there_or_no_folder_holds_none(tmp_path: Path) -> None:
+    for models in (tmp_path / "nowhere", Path(__file__)):
+        with pytest.raises(NotDownloaded):
+            found(models, "bge-m3")
+
+
+NAMES = st.one_of(
+    st.text(st.characters()),
+    st.text("./\\~-_ \0aBm3", max_size=12),
+    st.lists(st.sampled_from(["bge-m3", "mine", "team", "..", "secret", "/", "BAAI", "___", "https://hf.co"])).map(
+        "/".join
+    ),
+)
+
+
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(name=NAMES, size=st.none() | st.text(st.characters(), max_size=5))
+def test_whatever_is_typed_as_a_name_ends_under_the_models_folder_or_in_our_error(
+    models: Path, name: str, size: str | None
 ) -> None:
-    asked = ModelSpec(uid="x", path=name) if by_path else ModelSpec(uid="x", name=name, size_in_billions=size)
     try:
-        told = resolve(asked, models).path
-    except LodgerError as error:
+        spec = resolve(ModelSpec(uid="x", name=name, size_in_billions=size), models)
+        told = spec.path or ""
+        assert Path(told).resolve().is_relative_to(models.resolve())
+        assert Path(told) != models
+    except (UnknownName, FolderMissing) as error:
         told = error.text
     assert msgspec.json.encode(told)
 
 
-def test_no_name_means_two_models() -> None:
-    names = [name.casefold() for entry in catalogue() for name in entry.names]
-    assert len(names) == len(set(names))
-    sizes = [(entry.xinference, entry.size) for entry in catalogue() if entry.size is not None]
-    assert len(sizes) == len(set(sizes))
-
-
-def test_an_entry_with_a_misspelt_field_is_refused() -> None:
-    with pytest.raises(msgspec.ValidationError, match="modelscop"):
-        msgspec.convert({"name": "a", "kind": "chat", "modelscop": "b"}, Entry)
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(path=st.text(st.characters()))
+def test_whatever_is_typed_as_a_path_ends_in_a_folder_or_in_our_error(models: Path, path: str) -> None:
+    try:
+        told = resolve(ModelSpec(uid="x", path=path), models).path
+    except LodgerError as error:
+        told = error.text
+    assert msgspec.json.encode(told)
 
 
 def test_yaml_is_loaded_only_for_a_name() -> None:

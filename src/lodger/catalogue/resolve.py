@@ -2,37 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
 import os
-from functools import cache
-from importlib.resources import files
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import msgspec
 
-from lodger.errors import FolderMissing, UnknownName
+from lodger.catalogue.builtin import Entry
+from lodger.catalogue.folders import ModelFolder, model_folders
+from lodger.catalogue.names import find, hub_id, key, unknown
+from lodger.errors import FolderMissing, ModelProblem, NotDownloaded, UnknownName
 from lodger.spec import ModelSpec
-from lodger.tasks import Kind
-
-
-class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One model of builtin.yaml, which explains the fields."""
-
-    name: str
-    kind: Kind
-    hub: str | None = None
-    huggingface: str | None = None
-    modelscope: str | None = None
-    xinference: str | None = None
-    size: float | None = None  # billions of parameters
-    aliases: tuple[str, ...] = ()
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Everything that means this model and no other, our own name first."""
-        named = (self.name, self.hub, self.huggingface, self.modelscope, *self.aliases)
-        own = self.xinference if self.size is None else None
-        return tuple(dict.fromkeys(name for name in (*named, own) if name))
 
 
 def resolve(spec: ModelSpec, models_dir: Path) -> ModelSpec:
@@ -41,58 +20,59 @@ def resolve(spec: ModelSpec, models_dir: Path) -> ModelSpec:
     A path wins over a name. A spec with neither is looked up by its uid.
 
     Raises:
-        FolderMissing: no such folder, or the model's folder is not under `models_dir`.
+        FolderMissing: there is no folder at that path.
+        NotDownloaded: a model of the catalogue or of a hub that is not in `models_dir`, or only a part of it is.
         UnknownName: names the near misses, or the sizes to choose from.
     """
     if spec.path is not None:
         return msgspec.structs.replace(spec, path=_existing(spec.path))
     asked = spec.name or spec.uid
-    entry = find(asked, spec.size_in_billions)
-    looked = _folders(asked, entry)
-    for folder in looked:
-        path = os.path.abspath(models_dir / folder)
-        if os.path.isdir(path):
+    entry, ambiguous = _entry(asked, spec.size_in_billions)
+    matching = _matching(asked, entry, models_dir)
+    for folder in matching:
+        if folder.whole:
+            path = os.path.abspath(models_dir / folder.name)
             return msgspec.structs.replace(spec, path=path, kind=spec.kind or (entry.kind if entry else None))
-    if entry is None:
-        raise _unknown(asked)
-    raise FolderMissing(
-        f"{entry.name} is not on this machine: no {' and no '.join(looked)} in Lodger's folder for models.",
-        hint="This version does not download; give the model's folder with --model-path.",
-        param="model_path",
-    )
+    raise ambiguous or _absent(asked, entry, partly=bool(matching))
 
 
-def find(name: str, size: str | None) -> Entry | None:
-    """The catalogue's model for a name; None if no entry has it. `size` picks where a name covers several sizes.
+def _entry(asked: str, size: str | None) -> tuple[Entry | None, UnknownName | None]:
+    """What the catalogue says; that the name is ambiguous there matters only if no folder has it."""
+    try:
+        return find(asked, size), None
+    except UnknownName as error:
+        return None, error
 
-    Raises:
-        UnknownName: the name needs a size, or has no such size.
+
+def _matching(asked: str, entry: Entry | None, models_dir: Path) -> list[ModelFolder]:
+    """The folders that may be meant, the likeliest first: our own name before a hub's and an alias, exact before like.
+
+    What was typed is only ever compared with what is there, so it cannot lead out of `models_dir`.
     """
-    wanted = name.strip().casefold()
-    for entry in catalogue():
-        if wanted in (known.casefold() for known in entry.names):
-            return entry
-    family = [entry for entry in catalogue() if entry.xinference and entry.xinference.casefold() == wanted]
-    chosen = [entry for entry in family if size is None or entry.size == _billions(size)]
-    if len(chosen) == 1:
-        return chosen[0]
-    if not family:
-        return None
-    sizes = ", ".join(f"{entry.size:g}" for entry in family)
-    problem = f"is needed for {name}" if size is None else f"{size[:20]!r} is not a known one of {name}"
-    raise UnknownName(
-        f"A size in billions {problem}.", hint=f"Known: {sizes}. Give --size-in-billions, or --model-path."
-    )
+    repo = hub_id(asked)
+    names = [*(entry.names if entry else ()), asked, *((repo, repo.partition("/")[2]) if repo else ())]
+    ranks = {key(name): rank for rank, name in reversed(list(enumerate(names)))}
+    found = [folder for folder in model_folders(models_dir) if key(folder.name) in ranks]
+    return sorted(found, key=lambda folder: (ranks[key(folder.name)], folder.name not in names))
 
 
-@cache
-def catalogue() -> tuple[Entry, ...]:
-    """The models of builtin.yaml, read once."""
-    import yaml
-
-    text = files("lodger.catalogue").joinpath("builtin.yaml").read_text(encoding="utf-8")
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    return msgspec.convert(yaml.load(text, Loader=loader), tuple[Entry, ...])
+def _absent(asked: str, entry: Entry | None, *, partly: bool) -> ModelProblem:
+    name = entry.name if entry else hub_id(asked)
+    if name is not None and partly:
+        return NotDownloaded(
+            f"{name} is only partly on this machine: its folder has no config.json.",
+            hint=f"Run: lodger pull --verify {name}",
+            param="model_name",
+        )
+    if name is not None:
+        return NotDownloaded(f"{name} is not on this machine.", hint=f"Run: lodger pull {name}", param="model_name")
+    if partly:
+        return FolderMissing(
+            f"The folder {asked[:100]!r} holds no model: it has no config.json.",
+            hint="A model folder has one, beside its weights.",
+            param="model_name",
+        )
+    return unknown(asked)
 
 
 def _existing(path: str) -> str:
@@ -104,34 +84,3 @@ def _existing(path: str) -> str:
     if not os.path.isdir(folder):
         raise FolderMissing(f"There is no folder {path[:300]!r}.", hint="Check the path.", param="model_path")
     return folder
-
-
-def _folders(asked: str, entry: Entry | None) -> list[str]:
-    """Where under the models folder a model may be: by our name, by a hub's id, or by the name as it was typed."""
-    names = [*(entry.names if entry else ()), asked]
-    return list(dict.fromkeys(name for name in names if _is_inside(name)))
-
-
-def _is_inside(name: str) -> bool:
-    """Whether a typed name can only mean a folder under the models folder, at most one deeper."""
-    parts = PurePosixPath(name).parts
-    return 1 <= len(parts) <= 2 and not {"/", "..", "~"} & set(parts)
-
-
-def _billions(size: str) -> float | None:
-    """``'4'``, ``'1_7'``, ``'0.6'``, ``'8B'`` -> billions; None for anything else."""
-    try:
-        return float(size.strip().lower().removesuffix("b").replace("_", "."))
-    except ValueError:
-        return None
-
-
-def _unknown(asked: str) -> UnknownName:
-    known = {name.casefold(): name for entry in catalogue() for name in (*entry.names, entry.xinference or entry.name)}
-    near = difflib.get_close_matches(asked.casefold()[:100], known, n=3, cutoff=0.5)
-    hint = f"Did you mean {', '.join(known[name] for name in near)}? " if near else ""
-    return UnknownName(
-        f"No model is known as {asked[:100]!r}.",
-        hint=f"{hint}Any model folder works with --model-path.",
-        param="model_name",
-    )
