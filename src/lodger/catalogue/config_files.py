@@ -6,9 +6,12 @@ import json
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from lodger.catalogue.folder_files import AGAIN, LFS_POINTER, open_file
 from lodger.errors import ModelProblem
 
-MAX_BYTES = 32 * 2**20  # the largest published tokenizer_config.json has 1.2 MB
+MAX_BYTES = (
+    16 * 2**20
+)  # published: 1.2 MB of tokenizer_config.json, 9 MB for the index of 163 shards; parsed it is 20 x
 MAX_COUNT = 2**40  # no size or length in a config is larger
 
 
@@ -49,10 +52,14 @@ class Fields:
             raise self.problem(key, "a number")
         return value
 
+    def object(self, key: str) -> dict[str, Any]:
+        """The object there; an empty one in place of anything else."""
+        value = self.values.get(key)
+        return value if isinstance(value, dict) else {}
+
     def strings(self, key: str) -> dict[str, str]:
         """An object of strings; members that are none, or half a character, are left out."""
-        value = self.values.get(key)
-        return {k: v for k, v in value.items() if is_text(k) and is_text(v)} if isinstance(value, dict) else {}
+        return {k: v for k, v in self.object(key).items() if is_text(k) and is_text(v)}
 
     def token_ids(self, key: str) -> tuple[int, ...]:
         """One id or a list of ids."""
@@ -65,7 +72,7 @@ class Fields:
     def problem(self, key: str, expected: str) -> ModelProblem:
         value = self.values.get(key)
         found = "is missing" if value is None else f"is {str(value)[:40]!r}"
-        return ModelProblem(f"{self.file}: {key} {found}, expected {expected}.", hint="Fetch the model's files again.")
+        return ModelProblem(f"{self.file}: {key} {found}, expected {expected}.", hint=AGAIN)
 
 
 def is_text(value: Any) -> TypeGuard[str]:
@@ -79,44 +86,47 @@ def read_fields(folder: Path, name: str) -> Fields:
     Raises:
         ModelProblem: not readable, not JSON, too large or deep, not an object.
     """
-    value = read_json(folder / name, {})
+    value = read_json(folder, name, {})
     if not isinstance(value, dict):
-        raise ModelProblem(f"{name} holds no JSON object.", hint="Fetch the model's files again.")
+        raise ModelProblem(f"{name} holds no JSON object.", hint=AGAIN)
     return Fields(name, value)
 
 
-def read_json(path: Path, default: Any) -> Any:
-    """The JSON value in a file; `default` if there is no such file.
+def read_json(folder: Path, name: str, default: Any) -> Any:
+    """The JSON value in folder/name; `default` if there is no such file. Of equal keys the last one counts.
 
     Raises:
         ModelProblem: not readable, not JSON, too large or deep.
     """
-    text = read_text(path)
+    text = read_text(folder, name)
     if text is None:
         return default
     try:
         return json.loads(text)
     except RecursionError:
-        raise ModelProblem(f"{path.name} is nested too deeply.") from None
+        raise ModelProblem(f"{name} is nested too deeply.") from None
     except ValueError as error:
-        raise ModelProblem(f"{path.name} is not JSON: {error}.", hint="Fetch the model's files again.") from None
+        raise ModelProblem(f"{name} is not JSON: {error}.", hint=AGAIN) from None
 
 
-def read_text(path: Path) -> str | None:
-    """The text of a file; None if there is no such file.
+def read_text(folder: Path, name: str) -> str | None:
+    """The text of folder/name; None if there is no such file.
 
     Raises:
-        ModelProblem: not readable, not UTF-8, too large.
+        ModelProblem: not readable, not UTF-8, too large, a Git LFS pointer.
     """
     try:
-        with path.open("rb") as file:
+        with open_file(folder, name) as file:
             data = file.read(MAX_BYTES + 1)
-        if len(data) > MAX_BYTES:
-            raise ModelProblem(f"{path.name} is larger than {MAX_BYTES:,} bytes.")
-        return data.decode("utf-8-sig")
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise ModelProblem(f"{path.name} cannot be read: {error.strerror}.") from None
+        raise ModelProblem(f"{name} cannot be read: {error.strerror}.") from None
+    if len(data) > MAX_BYTES:
+        raise ModelProblem(f"{name} is larger than {MAX_BYTES:,} bytes.")
+    if data.startswith(LFS_POINTER):
+        raise ModelProblem(f"{name} is a Git LFS pointer, not the file itself.", hint=AGAIN)
+    try:
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise ModelProblem(f"{path.name} is not UTF-8 text.", hint="Fetch the model's files again.") from None
+        raise ModelProblem(f"{name} is not UTF-8 text.", hint=AGAIN) from None

@@ -19,19 +19,22 @@ class Family:
     pooling: Pooling | None = None  # of an embedding model whose folder does not say
     positions_after_pad: bool = False  # positions count from pad_token_id + 1, which shortens the usable context
     tied_by_default: bool = False  # transformers' default where config.json has no tie_word_embeddings
+    causal: bool = False  # a decoder, with rotary positions
+    token_heads: bool = False  # embedders of it may have bge-m3's heads over tokens
 
 
 def _decoder(prefix: str) -> Family:
-    return Family({f"{prefix}ForCausalLM": "chat"})
+    # The bare model has no output projection: embedders are saved as it, and their last token knows the whole text.
+    return Family({f"{prefix}ForCausalLM": "chat", f"{prefix}Model": "embedding"}, "last", causal=True)
 
 
-def _encoder(prefix: str, pooling: Pooling, positions_after_pad: bool) -> Family:
+def _encoder(prefix: str, pooling: Pooling, positions_after_pad: bool, token_heads: bool = False) -> Family:
     architectures: dict[str, Kind] = {
         f"{prefix}Model": "embedding",
         f"{prefix}ForMaskedLM": "embedding",
         f"{prefix}ForSequenceClassification": "rerank",
     }
-    return Family(architectures, pooling, positions_after_pad, tied_by_default=True)
+    return Family(architectures, pooling, positions_after_pad, tied_by_default=True, token_heads=token_heads)
 
 
 # Pooling defaults: sentence-transformers takes the mean where a folder says nothing; the XLM-RoBERTa embedders that are
@@ -42,11 +45,11 @@ FAMILIES: dict[str, Family] = {
     "llama": _decoder("Llama"),
     "bert": _encoder("Bert", "mean", positions_after_pad=False),
     "roberta": _encoder("Roberta", "mean", positions_after_pad=True),
-    "xlm-roberta": _encoder("XLMRoberta", "cls", positions_after_pad=True),
+    "xlm-roberta": _encoder("XLMRoberta", "cls", positions_after_pad=True, token_heads=True),
 }
 
-# The output projections that checkpoints repeat although they are tied to the input embedding.
-TIED_TENSORS = frozenset({"lm_head.weight", "lm_head.decoder.weight", "cls.predictions.decoder.weight"})
+# Where checkpoints keep the output projection over the vocabulary, with what belongs to it.
+LANGUAGE_HEADS = ("lm_head.", "cls.predictions.")
 
 
 def served() -> str:

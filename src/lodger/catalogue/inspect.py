@@ -3,75 +3,105 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lodger.catalogue.config_files import Fields, is_text, read_fields, read_text
-from lodger.catalogue.facts import ModelFacts
-from lodger.catalogue.families import FAMILIES, TIED_TENSORS, Family, served
-from lodger.catalogue.safetensors_header import StoredTensor, read_folder
-from lodger.catalogue.sentence import SentenceFacts, has_modules, read_sentence_facts
+from lodger.catalogue.chat_files import read_chat_facts
+from lodger.catalogue.config_files import Fields, is_text, read_fields
+from lodger.catalogue.context import learned_positions, rotary_positions, tokenizer_limit
+from lodger.catalogue.facts import ModelFacts, RerankMethod
+from lodger.catalogue.families import FAMILIES, LANGUAGE_HEADS, Family, served
+from lodger.catalogue.folder_files import AGAIN, LFS_POINTER, open_file
+from lodger.catalogue.sentence import (
+    Modules,
+    check_logit_score,
+    length_limit,
+    read_modules,
+    read_prompts,
+    read_sentence_facts,
+)
+from lodger.catalogue.token_heads import head_files
+from lodger.catalogue.weights import weigh
 from lodger.errors import FolderMissing, ModelProblem, UnknownArchitecture, WrongKind
 from lodger.tasks import Kind
 
-_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
-_SANE_LENGTH = 10**9  # tokenizer_config.json has 10**30 for "unknown"
-_TOOLS = re.compile(r"\btools\b")
+_KINDS_OF_MODULES: dict[Kind, tuple[Kind | None, ...]] = {  # by the kind of the architecture
+    "chat": (None, "embedding", "rerank"),
+    "embedding": (None, "embedding"),
+    "rerank": (None,),
+}
 
 
 class _Identity(NamedTuple):
+    """What a folder is, before anybody asks for something."""
+
     architecture: str
     model_type: str
     family: Family
-    kind: Kind  # what the architecture is made for
+    modules: Modules
+    kind: Kind
 
 
 def inspect_folder(path: str | os.PathLike[str], kind: Kind | None = None) -> ModelFacts:
-    """Facts of the model in folder `path`. Only `kind="rerank"` for an embedding model says more than the folder does.
+    """Facts of the model in folder `path`. Only `kind="rerank"` says more than the folder does: an embedding model
+    compares vectors then, and a chat model answers yes or no.
 
     Raises:
         FolderMissing, FolderWithoutWeights, DamagedWeights, UnknownArchitecture.
         WrongKind: the folder holds a model of another kind.
         ModelProblem: a file is missing or damaged, or asks for what is not served (quantised weights, other poolings).
     """
-    folder = Path(os.path.abspath(path))
-    if not os.path.isdir(folder):
-        raise FolderMissing(f"There is no folder {folder.name!r}.", hint="Check the path.")
-    if not is_text(str(folder)):
-        raise ModelProblem(f"The folder's path is not UTF-8: {folder.name!r}.", hint="Rename it.")
+    folder = _existing(path)
     config = read_fields(folder, "config.json")
     if not config.values:
         raise ModelProblem(f"{folder.name} has no config.json.", hint="A model folder has one, beside its weights.")
-    identity = _identify(config)
+    identity = _identify(config, read_modules(folder))
     _refuse_unserved(folder, config, identity)
+    _check_tokenizer(folder)
     chosen = _choose_kind(folder, identity, kind)
     tied = config.flag("tie_word_embeddings", identity.family.tied_by_default)
-    parameters, stored = _weigh(read_folder(folder), tied)
+    with_head = chosen == "chat" and not tied  # the output projection is served, and is no copy of the embedding
+    shape = _shape(config)
+    may_have = identity.family.token_heads and identity.kind == "embedding"
+    heads = head_files(folder, shape["hidden_size"]) if may_have else {}
+    weights = weigh(folder, config, heads.values(), lambda name: with_head or not name.startswith(LANGUAGE_HEADS))
     return ModelFacts(
         path=str(folder),
         kind=chosen,
         architecture=identity.architecture,
         model_type=identity.model_type,
-        parameters=parameters,
-        stored_bytes=stored,
+        parameters=weights.parameters,
+        stored_bytes=weights.stored,
+        weights_format=weights.format,
         tied_embeddings=tied,
-        causal=identity.kind == "chat",
-        **_shape(config),
-        **(_chat(folder, config) if chosen == "chat" else _encoder(folder, config, identity, chosen)),
+        causal=identity.family.causal,
+        token_heads=tuple(heads),
+        **shape,
+        **_lengths(folder, config, identity, chosen),
+        **_served_as(folder, config, identity, chosen, "colbert" in heads),
     )
 
 
-def _identify(config: Fields) -> _Identity:
+def _existing(path: str | os.PathLike[str]) -> Path:
+    folder = Path(os.path.abspath(path))
+    if not os.path.isdir(folder):
+        raise FolderMissing(f"There is no folder {folder.name!r}.", hint="Check the path.")
+    if not is_text(str(folder)):
+        raise ModelProblem(f"The folder's path is not UTF-8: {folder.name!r}.", hint="Rename it.")
+    return folder
+
+
+def _identify(config: Fields, modules: Modules) -> _Identity:
     listed, model_type = config.values.get("architectures"), config.values.get("model_type")
     names = [name for name in listed if isinstance(name, str)] if isinstance(listed, list) else []
     family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
     for name in names:
         if family and name in family.architectures:
-            return _Identity(name, str(model_type), family, family.architectures[name])
+            return _Identity(name, str(model_type), family, modules, modules.kind or family.architectures[name])
+    hint = f"Served of this type: {', '.join(family.architectures)}." if family else f"Served are the types {served()}."
     raise UnknownArchitecture(
         f"config.json names the architectures {str(names)[:80]} of type {str(model_type)[:40]!r}, which is not served.",
-        hint=f"Served are the types {served()}.",
+        hint=hint,
     )
 
 
@@ -83,34 +113,38 @@ def _refuse_unserved(folder: Path, config: Fields, identity: _Identity) -> None:
         )
     if config.values.get("position_embedding_type", "absolute") != "absolute":
         raise ModelProblem(f"{folder.name} has relative positions in its attention, which are not served.")
-    if identity.kind == "chat" and has_modules(folder):
+    if identity.modules.kind not in _KINDS_OF_MODULES[identity.family.architectures[identity.architecture]]:
         raise ModelProblem(
-            f"{folder.name} makes vectors with a chat model ({identity.architecture}), which is not served.",
-            hint="Embedding models of these families are: bert, roberta, xlm-roberta.",
+            f"modules.json is for {identity.modules.kind}, which {identity.architecture} is not made for."
         )
-    _check_tokenizer(folder)
+    # Embedders made of decoders that see the whole text bring their own code, or a flag that transformers follows.
+    own_code = identity.kind == "embedding" and "AutoModel" in config.object("auto_map")
+    if identity.family.causal and (own_code or not config.flag("is_causal", default=True)):
+        raise ModelProblem(f"{folder.name} looks at a text in both directions with a decoder, which is not served.")
+    if identity.modules.kind == "rerank":
+        check_logit_score(folder, identity.modules)
 
 
 def _check_tokenizer(folder: Path) -> None:
     """tokenizer.json is there and begins like JSON; 10 MB are not parsed for a plan."""
     try:
-        with (folder / "tokenizer.json").open("rb") as file:
-            first = file.read(64).lstrip()
+        with open_file(folder, "tokenizer.json") as file:
+            first = file.read(64)
     except FileNotFoundError:
         raise ModelProblem(
             f"{folder.name} has no tokenizer.json.", hint="Fetch it; other tokenizer formats are not read."
         ) from None
     except OSError as error:
         raise ModelProblem(f"tokenizer.json cannot be read: {error.strerror}.") from None
-    if not first.startswith(b"{"):
-        lfs = ", but a Git LFS pointer" if first.startswith(b"version ") else ""
-        raise ModelProblem(f"tokenizer.json is not JSON{lfs}.", hint="Fetch the file again.")
+    if not first.lstrip().startswith(b"{"):
+        lfs = ", but a Git LFS pointer" if first.startswith(LFS_POINTER) else ""
+        raise ModelProblem(f"tokenizer.json is not JSON{lfs}.", hint=AGAIN)
 
 
 def _choose_kind(folder: Path, identity: _Identity, asked: Kind | None) -> Kind:
     if asked in (None, identity.kind):
         return identity.kind
-    if asked == "rerank" and identity.kind == "embedding":
+    if asked == "rerank":  # by its vectors, or by its logits
         return "rerank"
     fits = "embedding or rerank" if identity.kind == "embedding" else identity.kind
     raise WrongKind(
@@ -118,16 +152,6 @@ def _choose_kind(folder: Path, identity: _Identity, asked: Kind | None) -> Kind:
         hint=f"Ask for {fits}, or leave the kind out.",
         param="model_type",
     )
-
-
-def _weigh(tensors: dict[str, StoredTensor], tied: bool) -> tuple[int, dict[str, int]]:
-    """Parameters, and bytes by dtype. Whole numbers are buffers (position ids), not parameters."""
-    parameters, stored = 0, dict[str, int]()
-    for tensor in tensors.values():
-        if "float" in tensor.dtype and not (tied and tensor.name in TIED_TENSORS):
-            parameters += tensor.elements
-            stored[tensor.dtype] = stored.get(tensor.dtype, 0) + tensor.size
-    return parameters, stored
 
 
 def _shape(config: Fields) -> dict[str, Any]:
@@ -146,55 +170,48 @@ def _shape(config: Fields) -> dict[str, Any]:
     }
 
 
-def _chat(folder: Path, config: Fields) -> dict[str, Any]:
-    tokenizer, generation = read_fields(folder, "tokenizer_config.json"), read_fields(folder, "generation_config.json")
-    template = _template(folder, tokenizer)
-    return {
-        "context_length": min([config.count("max_position_embeddings"), *_tokenizer_limit(tokenizer)]),
-        "chat_template": bool(template),
-        "tools": bool(_TOOLS.search(template)),
-        "eos_token_ids": generation.token_ids("eos_token_id") or config.token_ids("eos_token_id"),
-        "generation": {key: generation.number(key) for key in _SAMPLING if key in generation},
-    }
+def _lengths(folder: Path, config: Fields, identity: _Identity, kind: Kind) -> dict[str, Any]:
+    """The least of what positions, tokenizer and sentence-transformers' files allow."""
+    offset = config.count("pad_token_id", 1, least=0) + 1 if identity.family.positions_after_pad else 0
+    limits = [rotary_positions(config) if identity.family.causal else learned_positions(config, offset)]
+    limits += tokenizer_limit(read_fields(folder, "tokenizer_config.json"))
+    limits += [] if kind == "chat" else length_limit(folder)
+    if min(limits) < 1:
+        raise ModelProblem(f"config.json leaves {min(limits)} positions for text.")
+    return {"context_length": min(limits), "position_offset": offset}
 
 
-def _template(folder: Path, tokenizer: Fields) -> str:
-    """The chat template's text, of several all of them; the file of its own wins, as in transformers."""
-    own = read_text(folder / "chat_template.jinja")
-    listed = tokenizer.values.get("chat_template")
-    entries = listed if isinstance(listed, list) else []
-    texts = [entry.get("template") if isinstance(entry, dict) else None for entry in entries] or [listed]
-    return own or "\n".join(text for text in texts if isinstance(text, str))
-
-
-def _encoder(folder: Path, config: Fields, identity: _Identity, kind: Kind) -> dict[str, Any]:
-    family = identity.family
-    offset = config.count("pad_token_id", 1, least=0) + 1 if family.positions_after_pad else 0
-    limits = [config.count("max_position_embeddings") - offset]
-    limits += _tokenizer_limit(read_fields(folder, "tokenizer_config.json"))
-    facts: dict[str, Any] = {"position_offset": offset}
+def _served_as(folder: Path, config: Fields, identity: _Identity, kind: Kind, colbert: bool) -> dict[str, Any]:
+    """What only one kind has."""
+    if kind == "chat":
+        return read_chat_facts(folder, config, read_fields(folder, "tokenizer_config.json"))
+    facts: dict[str, Any] = {}
     if identity.kind == "embedding":
-        sentence = read_sentence_facts(folder, family.pooling or "mean")
-        limits += [sentence.max_length] if sentence.max_length else []
-        facts |= _vector(config, sentence)
-    facts |= {"context_length": min(limits)}
-    if facts["context_length"] < 1:
-        raise ModelProblem(f"config.json leaves {facts['context_length']} positions for text.")
-    if identity.kind == "rerank":
-        facts["num_labels"] = _one_label(folder, config)
-    if kind == "rerank":
-        facts["rerank_method"] = "cross-encoder" if identity.kind == "rerank" else "bi-encoder"
-    return facts
+        facts = _vector(folder, config, identity)
+        method: RerankMethod = "multi-vector" if colbert else "bi-encoder"
+    elif identity.family.causal:
+        facts = _prompts(folder)
+        method = "yes-no"
+    else:
+        facts = {"num_labels": _one_label(folder, config)}
+        method = "cross-encoder"
+    return facts | ({"rerank_method": method} if kind == "rerank" else {})
 
 
-def _vector(config: Fields, sentence: SentenceFacts) -> dict[str, Any]:
+def _vector(folder: Path, config: Fields, identity: _Identity) -> dict[str, Any]:
+    sentence = read_sentence_facts(folder, identity.modules, identity.family.pooling or "mean")
     return {
         "pooling": sentence.pooling,
         "normalize": sentence.normalize,
-        "dimensions": config.count("hidden_size"),
-        "prompts": sentence.prompts,
         "lowercase": sentence.lowercase,
+        "dimensions": config.count("hidden_size"),
+        **_prompts(folder),
     }
+
+
+def _prompts(folder: Path) -> dict[str, Any]:
+    prompts = read_prompts(folder)
+    return {"prompts": prompts.texts, "default_prompt": prompts.default}
 
 
 def _one_label(folder: Path, config: Fields) -> int:
@@ -203,9 +220,3 @@ def _one_label(folder: Path, config: Fields) -> int:
     if count != 1:
         raise ModelProblem(f"{folder.name} sorts texts into {count} classes; a reranker has one score.")
     return count
-
-
-def _tokenizer_limit(tokenizer: Fields) -> list[int]:
-    """model_max_length where it says something."""
-    value = tokenizer.values.get("model_max_length")
-    return [int(value)] if isinstance(value, int | float) and 1 <= value <= _SANE_LENGTH else []

@@ -14,13 +14,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lodger.catalogue.config_files import read_fields
+from lodger.catalogue.config_files import is_text
+from lodger.catalogue.folder_files import AGAIN as AGAIN
+from lodger.catalogue.folder_files import open_file
+from lodger.catalogue.shards import indexed, numbered
 from lodger.errors import DamagedWeights, FolderWithoutWeights
 
-MAX_HEADER = 100_000_000  # bytes, as in the reference implementation
+# Bytes. The reference implementation allows 100 MB, which take gigabytes to parse; published headers have under 2.
+MAX_HEADER = 16 * 2**20
 MAX_DIMENSION = 2**48
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-AGAIN = "Fetch the file again."
 DTYPES: dict[str, tuple[str, int]] = {  # safetensors' name -> torch's name, bytes of one element
     "F64": ("float64", 8), "F32": ("float32", 4), "F16": ("float16", 2), "BF16": ("bfloat16", 2),
     "F8_E4M3": ("float8_e4m3fn", 1), "F8_E5M2": ("float8_e5m2", 1),
@@ -45,41 +48,53 @@ class StoredTensor(NamedTuple):
 
 
 def read_folder(folder: Path) -> dict[str, StoredTensor]:
-    """Every tensor of a folder by name, from model.safetensors or from all shards of its index.
+    """Every tensor of a folder by name: from model.safetensors, from all shards of its index, or from all shards that
+    count themselves where there is no index.
 
     Raises:
         FolderWithoutWeights: names the weight files that are there instead.
         DamagedWeights: a file is missing, cut short, or its header makes no sense.
     """
     files, promised = weight_files(folder)
-    tensors = {tensor.name: tensor for file in files for tensor in read_header(file)}
-    for name, file_name in promised.items():
-        if name not in tensors or tensors[name].file != file_name:
-            raise DamagedWeights(f"{file_name} lacks the tensor {name[:100]!r} that {INDEX} promises.", hint=AGAIN)
+    tensors: dict[str, StoredTensor] = {}
+    for file in files:
+        for tensor in read_header(file):
+            first = tensors.setdefault(tensor.name, tensor)
+            if first is not tensor:
+                raise DamagedWeights(f"{first.file} and {file.name} both hold {_shown(tensor.name)}.", hint=AGAIN)
+    _check_index(tensors, promised)
     return tensors
 
 
 def weight_files(folder: Path) -> tuple[list[Path], dict[str, str]]:
-    """The safetensors files of a folder, and for a sharded one the index: tensor name -> basename of its file.
+    """The safetensors files of a folder, and what their index says where they have one: tensor name -> basename.
 
     Raises:
         FolderWithoutWeights, DamagedWeights.
     """
     if os.path.lexists(folder / SINGLE):  # a link to nowhere is a damaged file, not an absent one
         return [folder / SINGLE], {}
-    if not (folder / INDEX).exists():
+    if os.path.lexists(folder / INDEX):
+        return indexed(folder, INDEX)
+    files = numbered(folder, "model", ".safetensors")
+    if not files:
         raise _no_weights(folder)
-    fields = read_fields(folder, INDEX)
-    promised = fields.strings("weight_map")
-    if not promised or len(promised) != len(fields.values["weight_map"]):
-        raise DamagedWeights(f"{INDEX} has no weight_map of tensor names and files.", hint=AGAIN)
-    names = sorted(set(promised.values()))
-    for name in names:
-        if name in {"", ".", ".."} or "/" in name or "\0" in name:
-            raise DamagedWeights(f"{INDEX} names a file outside of the folder.", hint=AGAIN)
-        if not (folder / name).is_file():
-            raise DamagedWeights(f"{name} is missing, though {INDEX} names it.", hint=AGAIN)
-    return [folder / name for name in names], promised
+    return files, {}
+
+
+def _check_index(tensors: dict[str, StoredTensor], promised: dict[str, str]) -> None:
+    for name, file_name in promised.items():
+        if name not in tensors or tensors[name].file != file_name:
+            raise DamagedWeights(
+                f"{file_name[:100]} lacks the tensor {_shown(name)} that {INDEX} promises.", hint=AGAIN
+            )
+    for name, tensor in tensors.items() if promised else ():
+        if name not in promised:
+            raise DamagedWeights(f"{INDEX} does not name the tensor {_shown(name)} of {tensor.file}.", hint=AGAIN)
+
+
+def _shown(name: str) -> str:
+    return repr(name[:100])
 
 
 def read_header(path: Path) -> list[StoredTensor]:
@@ -89,7 +104,7 @@ def read_header(path: Path) -> list[StoredTensor]:
         DamagedWeights: names the file, and for a wrong length the bytes expected and found.
     """
     try:
-        with path.open("rb") as file:
+        with open_file(path.parent, path.name, DamagedWeights) as file:
             actual = file.seek(0, 2)
             file.seek(0)
             first = file.read(8)
@@ -120,9 +135,9 @@ def _check_length(name: str, first: bytes, length: int, actual: int) -> None:
 
 def _tensors(file: str, text: bytes) -> Iterator[StoredTensor]:
     try:
-        header = json.loads(text)
+        header = json.loads(text, object_pairs_hook=_once)
     except (ValueError, RecursionError):
-        raise DamagedWeights(f"{file} has a header that is not JSON.", hint=AGAIN) from None
+        raise DamagedWeights(f"{file} has a header that is not JSON, or names something twice.", hint=AGAIN) from None
     if not isinstance(header, dict):
         raise DamagedWeights(f"{file} has a header that is no JSON object.", hint=AGAIN)
     header.pop("__metadata__", None)
@@ -130,16 +145,24 @@ def _tensors(file: str, text: bytes) -> Iterator[StoredTensor]:
         yield _tensor(file, name, entry, begin=8 + len(text))
 
 
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object whose keys are unique, as the format demands."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key twice")
+    return found
+
+
 def _tensor(file: str, name: str, entry: Any, begin: int) -> StoredTensor:
     fields = entry if isinstance(entry, dict) else {}
     dtype, shape, offsets = fields.get("dtype"), _counts(fields.get("shape")), _counts(fields.get("data_offsets"))
     known = DTYPES.get(dtype) if isinstance(dtype, str) else None
     if known is None or shape is None or offsets is None or len(offsets) != 2:
-        raise DamagedWeights(f"{file} describes the tensor {name[:100]!r} wrongly.", hint=AGAIN)
+        raise DamagedWeights(f"{file} describes the tensor {_shown(name)} wrongly.", hint=AGAIN)
     start, end = offsets
     size = math.prod(shape) * known[1]
     if end - start != size:
-        raise DamagedWeights(f"{file} gives the tensor {name[:100]!r} {end - start:,} bytes, not {size:,}.", hint=AGAIN)
+        raise DamagedWeights(f"{file} gives the tensor {_shown(name)} {end - start:,} bytes, not {size:,}.", hint=AGAIN)
     return StoredTensor(name, file, known[0], shape, begin + start, size)
 
 
@@ -161,7 +184,7 @@ def _check_layout(file: str, tensors: list[StoredTensor], actual: int, begin: in
     for tensor in tensors:
         if tensor.offset != at:
             raise DamagedWeights(
-                f"{file}: the tensor {tensor.name[:100]!r} begins at byte {tensor.offset:,}, not {at:,}.", hint=AGAIN
+                f"{file}: the tensor {_shown(tensor.name)} begins at byte {tensor.offset:,}, not {at:,}.", hint=AGAIN
             )
         at += tensor.size
 
@@ -170,11 +193,11 @@ def _no_weights(folder: Path) -> FolderWithoutWeights:
     found: list[str] = []
     endings = (".bin", ".safetensors", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".h5", ".msgpack")
     with contextlib.suppress(OSError):  # a folder may be readable by name only
-        found = sorted(path.name for path in folder.iterdir() if path.suffix in endings)
+        found = sorted(name for name in os.listdir(folder) if name.endswith(endings) and is_text(name))
     shown = ", ".join(found[:5]) + (f" and {len(found) - 5} more" if len(found) > 5 else "")
     if not found:
-        return FolderWithoutWeights(f"{folder.name} has no weights.", hint=f"Put {SINGLE} into it.")
+        return FolderWithoutWeights(f"{folder.name} has no weights.", hint=AGAIN)
     return FolderWithoutWeights(
         f"{folder.name} has no {SINGLE}, only {shown}.",
-        hint="This version does not convert other formats; fetch the model's safetensors files.",
+        hint="Read are the model's safetensors files, and pytorch_model.bin.",
     )
