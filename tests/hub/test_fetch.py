@@ -4,87 +4,23 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import os
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from fake_hub import FakeHub
+from fake_hub import BGE, CHOSEN, FILES, World, contents, hidden
 
-from lodger.catalogue.repository import HubName, Repository
+from lodger.catalogue.repository import Repository
 from lodger.errors import DamagedDownload, HubRefused, HubUnreachable, NotEnoughDisk, SetupProblem
 from lodger.hub import bars, download, staging
-from lodger.hub.fetch import fetch
-from lodger.hub.job import Job, Moved, Pulled, Said, Told
-from lodger.hub.manifest import folder_is_here, read_manifest
+from lodger.hub.job import Moved, Pulled, Said, Told
+from lodger.hub.manifest import folder_is_here
 from lodger.units import GIB
-
-WEIGHTS = os.urandom(300_000)
-FILES = {
-    "README.md": b"# read me",
-    "config.json": b'{"model_type": "bert"}',
-    "tokenizer.json": b"{}" * 999,
-    "1_Pooling/config.json": b'{"pooling_mode_cls_token": true}',
-    "model.safetensors": WEIGHTS,
-    "onnx/model.onnx": b"of no use",
-}
-CHOSEN = {path: data for path, data in FILES.items() if not path.startswith("onnx")}
-BGE = Repository(folder="bge", modelscope="BAAI/bge", huggingface="BAAI/bge-hf")
-
-
-@dataclass
-class World:
-    """A models folder, two hubs, and all that was told."""
-
-    models: Path
-    modelscope: FakeHub = field(default_factory=lambda: FakeHub("modelscope", FILES))
-    huggingface: FakeHub = field(default_factory=lambda: FakeHub("huggingface", FILES))
-    told: list[Told] = field(default_factory=list)
-
-    @property
-    def folder(self) -> Path:
-        return self.models / "bge"
-
-    def fetch(self, repository: Repository = BGE, tell: Callable[[Told], None] | None = None, **more: object) -> Pulled:
-        job = Job(repository=repository, models_dir=str(self.models), **more)  # type: ignore[arg-type]
-        return fetch(job, tell or self.told.append, self.open)
-
-    def open(self, name: HubName) -> FakeHub:
-        return self.modelscope if name == "modelscope" else self.huggingface
-
-    def said(self) -> list[str]:
-        return [one.text for one in self.told if isinstance(one, Said)]
-
-    def forget(self) -> None:
-        for hub in (self.modelscope, self.huggingface):
-            hub.listings.clear()
-            hub.downloads.clear()
-        self.told.clear()
-
-    def guides(self, files: dict[str, bytes]) -> None:
-        """A folder as another tool leaves it."""
-        for path, data in files.items():
-            (self.folder / path).parent.mkdir(parents=True, exist_ok=True)
-            (self.folder / path).write_bytes(data)
 
 
 @pytest.fixture
 def world(tmp_path: Path) -> World:
     return World(tmp_path / "models")
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file() and path.name != ".lodger.json"
-    }
-
-
-def hidden(models: Path) -> list[str]:
-    return sorted(path.name for path in models.iterdir() if path.name.endswith(".partial"))
 
 
 def test_a_new_model_is_whole_and_nothing_is_left_beside_it(world: World) -> None:
@@ -96,14 +32,6 @@ def test_a_new_model_is_whole_and_nothing_is_left_beside_it(world: World) -> Non
     assert (pulled.files, pulled.fetched_files, pulled.bytes, pulled.fetched_bytes) == (5, 5, size, size)
     assert pulled.replaced == ()
     assert folder_is_here(world.folder, BGE) is not None
-
-
-def test_the_second_time_nobody_is_asked(world: World) -> None:
-    world.fetch()
-    world.forget()
-    pulled = world.fetch()
-    assert (pulled.files, pulled.fetched_files) == (5, 0)
-    assert world.modelscope.listings == []
 
 
 def test_a_new_model_appears_at_once(world: World) -> None:
@@ -207,113 +135,6 @@ def test_a_hub_that_is_not_known_to_have_it(world: World) -> None:
     assert caught.value.hint == "Try --hub modelscope or the id that it has there."
 
 
-def test_a_folder_from_elsewhere_is_adopted(world: World) -> None:
-    mine = {"notes.txt": b"mine", "._____temp/x": b"left over", "onnx/model.onnx": b"another", ".msc": b"", ".mv": b""}
-    world.guides({**CHOSEN, **mine, "config.json": b"{}", "tokenizer.json": b"[]" * 999})
-    (world.folder / "1_Pooling" / "config.json").unlink()
-    pulled = world.fetch()
-    assert sorted(world.modelscope.downloads) == ["1_Pooling/config.json", "config.json", "tokenizer.json"]
-    assert pulled.replaced == ("config.json", "tokenizer.json")
-    assert contents(world.folder) == CHOSEN | mine
-    world.forget()
-    world.fetch()
-    assert world.modelscope.listings == []
-
-
-def test_a_linked_folder_is_adopted_where_it_is(world: World, tmp_path: Path) -> None:
-    world.guides({path: data for path, data in CHOSEN.items() if path != "model.safetensors"})
-    (tmp_path / "elsewhere").mkdir()
-    world.folder.rename(tmp_path / "elsewhere" / "x")
-    world.folder.symlink_to(tmp_path / "elsewhere" / "x")
-    pulled = world.fetch()
-    assert pulled.folder == str(world.folder)
-    assert world.folder.is_symlink()
-    assert contents(tmp_path / "elsewhere" / "x") == CHOSEN
-
-
-def test_verify_looks_at_every_byte_without_asking_anyone(world: World) -> None:
-    world.fetch()
-    world.forget()
-    assert world.fetch(verify=True).fetched_files == 0
-    assert world.modelscope.listings == []
-    checked = [one.work for one in world.told if isinstance(one, Moved)]
-    assert {work.title for work in checked} == {"Checking bge"}
-    assert checked[-1].done == checked[-1].total == sum(map(len, CHOSEN.values()))
-
-
-def damage(path: Path) -> None:
-    """Another byte, at the same size and time."""
-    status, data = path.stat(), path.read_bytes()
-    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
-    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
-
-
-def test_verify_finds_one_wrong_byte_and_fetches_that_file_alone(world: World) -> None:
-    world.fetch()
-    world.modelscope.revision = "r2"
-    damage(world.folder / "model.safetensors")
-    world.forget()
-    assert world.fetch().fetched_files == 0  # an untouched file is not read
-    pulled = world.fetch(verify=True)
-    assert world.modelscope.listings == [("BAAI/bge", "r1")]  # the revision that is here
-    assert world.modelscope.downloads == ["model.safetensors"]
-    assert world.said() == ["Missing or not as it came: model.safetensors."]
-    assert pulled.replaced == ("model.safetensors",)
-    assert contents(world.folder) == CHOSEN
-
-
-def test_verify_of_a_half_adopted_folder_trusts_nothing(world: World) -> None:
-    world.guides(CHOSEN)
-    (world.folder / "config.json").unlink()
-    world.modelscope.sends = {"config.json": [lambda data, path: b"wrong"] * 3}
-    with pytest.raises(DamagedDownload):
-        world.fetch()
-    damage(world.folder / "model.safetensors")
-    world.forget()
-    world.fetch(verify=True)
-    assert sorted(world.modelscope.downloads) == ["config.json", "model.safetensors"]
-    assert contents(world.folder) == CHOSEN
-
-
-def test_a_copied_folder_is_hashed_once(world: World) -> None:
-    world.fetch()
-    for path in CHOSEN:
-        os.utime(world.folder / path, ns=(5, 5))
-    world.forget()
-    assert folder_is_here(world.folder, BGE) is None
-    world.fetch()
-    assert world.modelscope.listings == []
-    assert folder_is_here(world.folder, BGE) is not None
-
-
-def test_a_missing_file_alone_comes_again(world: World) -> None:
-    world.fetch()
-    (world.folder / "tokenizer.json").unlink()
-    world.forget()
-    world.fetch()
-    assert world.modelscope.downloads == ["tokenizer.json"]
-
-
-def test_another_revision_fetches_what_differs(world: World) -> None:
-    world.fetch()
-    world.modelscope.files = {**FILES, "config.json": b'{"new": 1}'}
-    world.modelscope.revision = "r2"
-    world.forget()
-    assert world.fetch(revision="r1").fetched_files == 0
-    assert world.modelscope.listings == []
-    pulled = world.fetch(revision="main")
-    assert world.modelscope.listings == [("BAAI/bge", "main")]
-    assert (pulled.revision, world.modelscope.downloads) == ("r2", ["config.json"])
-
-
-def test_a_folder_of_another_model_is_left_alone(world: World) -> None:
-    world.fetch()
-    with pytest.raises(SetupProblem, match="holds another model: BAAI/bge, not other/bge") as caught:
-        world.fetch(Repository(folder="bge", modelscope="other/bge"))
-    assert caught.value.hint == "Move that folder away, or give another --home."
-    assert contents(world.folder) == CHOSEN
-
-
 def test_a_file_in_the_place_of_the_folder(world: World) -> None:
     world.models.mkdir()
     world.folder.write_bytes(b"")
@@ -398,7 +219,9 @@ def test_the_lock_is_free_after_an_error(world: World) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def test_parts_of_another_revision_are_not_continued(world: World) -> None:
+def test_parts_of_another_revision_are_not_continued(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(download, "AT_ONCE", 1)
+
     def break_off(data: bytes, path: Path) -> bytes:
         path.write_bytes(data[:1000])
         raise DamagedDownload("enough")
@@ -407,7 +230,7 @@ def test_parts_of_another_revision_are_not_continued(world: World) -> None:
     with pytest.raises(DamagedDownload):
         world.fetch()
     parts = list((world.models / ".bge.partial" / "modelscope").iterdir())
-    assert [part.joinpath("arriving").stat().st_size for part in parts if part.joinpath("arriving").exists()] == [1000]
+    assert [path.stat().st_size for part in parts for path in part.iterdir()] == [1000]
     seen: list[bool] = []
     world.modelscope.files = {**FILES, "model.safetensors": b"other weights"}
     world.modelscope.sends = {"model.safetensors": [lambda data, path: (seen.append(path.exists()), data)[1]]}
@@ -457,14 +280,3 @@ def test_progress_of_the_set_and_of_each_file(world: World, monkeypatch: pytest.
     assert {work.total for work in whole} == {sum(map(len, CHOSEN.values()))}
     assert whole[-1].done == whole[-1].total
     assert len([work for work in works if work.title == "bge/model.safetensors"]) >= 2
-
-
-def test_a_damaged_manifest_is_as_good_as_none(world: World) -> None:
-    world.fetch()
-    (world.folder / ".lodger.json").write_text('{"hub": 7')
-    world.forget()
-    assert world.fetch().fetched_files == 0
-    assert len(world.modelscope.listings) == 1
-    manifest = read_manifest(world.folder)
-    assert manifest is not None
-    assert manifest.complete

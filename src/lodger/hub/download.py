@@ -50,15 +50,21 @@ class Download:
         try:
             for one in as_completed(coming):
                 one.result()
-        except BaseException:
-            with self._placing:
-                self._given_up = True
+        finally:  # after an error, not even for those that are on their way
             pool.shutdown(wait=False, cancel_futures=True)
-            raise
-        pool.shutdown()
         return self.manifest
 
     def _one(self, file: RemoteFile) -> None:
+        if self._given_up:
+            return
+        try:
+            self._fetch(file)
+        except BaseException:
+            with self._placing:
+                self._given_up = True
+            raise
+
+    def _fetch(self, file: RemoteFile) -> None:
         part, bar = self.staging.part(self.listing, file), self.bar.part(file.path, file.size)
         for _ in range(TRIES):
             part.mkdir(parents=True, exist_ok=True)
