@@ -6,15 +6,17 @@ import socket
 import subprocess
 import sys
 import time
+from collections import namedtuple
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import msgspec
 import psutil
 import pytest
 
-from lodger.checks import environment
+from lodger.checks import environment, libraries
 from lodger.checks.base import Check
 from lodger.checks.libraries import check_cuda, check_libraries, check_python
 from lodger.client import ServerRecord
@@ -80,6 +82,24 @@ def test_a_library_that_does_not_fit(found: dict[str, str], name: str, measured:
     assert (wrong.name, wrong.state, wrong.measured) == (name, "fail", measured)
     assert wrong.hint is not None
     assert wrong.hint.startswith(f'Install it: pip install "{name}')
+
+
+def test_the_hubs_sdks_have_rows_of_their_own() -> None:
+    required = ["huggingface_hub<3,>=1.5", "modelscope-hub<1,>=0.5.1"]
+    found = {"huggingface_hub": "2.4.0", "modelscope-hub": ""}
+    rows = [(check.name, check.state) for check in check_libraries(required, versions(**found))]
+    assert rows == [("huggingface_hub", "ok"), ("modelscope-hub", "fail"), ("other libraries", "ok")]
+
+
+def test_sources_that_are_not_installed_are_one_failing_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    def requires(name: str) -> list[str]:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(libraries.metadata, "requires", requires)
+    (check,) = check_libraries()
+    assert (check.name, check.state) == ("lodger", "fail")
+    assert check.hint is not None
+    assert "pip install" in check.hint
 
 
 def test_the_libraries_of_this_environment_are_right() -> None:
@@ -239,6 +259,29 @@ def test_a_model_folder_that_is_whole(tiny: Callable[..., Path], tmp_path: Path)
     check = environment.check_model(ModelSpec(uid="chat", path=str(tiny("qwen3"))), tmp_path)
     assert check.state == "ok"
     assert check.measured.startswith("chat, Qwen3ForCausalLM, ")
+
+
+def test_a_model_that_is_still_to_be_downloaded_is_no_failure(tmp_path: Path) -> None:
+    check = environment.check_model(ModelSpec(uid="m", name="bge-m3"), tmp_path / "models")
+    assert check.state == "warn", "lodger up fetches it"
+    assert "free for it" in check.measured
+    assert check.hint is not None
+    assert "lodger pull" in check.hint
+
+
+@pytest.mark.parametrize(("free", "state"), [(3 * GIB, "ok"), (2 * GIB, "warn")])
+def test_pickled_weights_need_room_for_their_conversion(
+    free: int, state: str, tmp_path: Path, tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = ModelSpec(uid="m", path=str(tiny("bge-m3")))
+    spec, facts = environment.identify(spec, tmp_path)
+    pickled = msgspec.structs.replace(facts, weights_format="pytorch", stored_bytes={"float32": 2 * GIB})
+    usage = namedtuple("usage", "total used free")(9 * GIB, 9 * GIB - free, free)
+    monkeypatch.setattr(environment, "identify", lambda *_: (spec, pickled))
+    monkeypatch.setattr(environment.shutil, "disk_usage", lambda _: usage)
+    check = environment.check_model(spec, tmp_path)
+    assert check.state == state
+    assert ("2.00 GiB free on its disk" in check.measured) == (state == "warn")
 
 
 def test_a_model_folder_that_is_not_there(tmp_path: Path) -> None:

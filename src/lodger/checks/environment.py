@@ -17,7 +17,7 @@ from lodger.checks.libraries import check_cuda, check_libraries, check_python
 from lodger.client import running_server
 from lodger.device.probe import probe_devices
 from lodger.device.view import DeviceView
-from lodger.errors import LodgerError
+from lodger.errors import LodgerError, NotDownloaded
 from lodger.paths import Home
 from lodger.settings import DEFAULT_HOST, DEFAULT_PORT, proxy_variables
 from lodger.spec import ModelSpec
@@ -150,14 +150,30 @@ def check_leftovers(home: Home) -> Iterator[Check]:
 
 
 def check_model(spec: ModelSpec, models: Path) -> Check:
-    """Whether the model's folder is there, whole and of a kind that is served."""
+    """Whether the model's folder is there, whole and of a kind that is served; and room for what is still to be made.
+
+    Nothing is asked of a hub: how large a model is that is not here, only the pull can tell.
+    """
     name, expected = f"model {spec.uid}", "a folder that can be served"
     try:
         _, facts = identify(spec, models)
+    except NotDownloaded as error:
+        measured = f"{error.message} {gib(shutil.disk_usage(_existing(models)).free)} are free for it."
+        return Check(name=name, state="warn", measured=measured, expected=expected, hint=error.hint)
     except LodgerError as error:
         return Check(name=name, state="fail", measured=error.message, expected=expected, hint=error.hint)
-    size = gib(sum(facts.stored_bytes.values()))
-    return Check(name=name, state="ok", measured=f"{facts.kind}, {facts.architecture}, {size}", expected=expected)
+    size = sum(facts.stored_bytes.values())
+    measured = f"{facts.kind}, {facts.architecture}, {gib(size)}"
+    free = shutil.disk_usage(facts.path).free
+    if facts.weights_format == "safetensors" or free > size:
+        return Check(name=name, state="ok", measured=measured, expected=expected)
+    return Check(
+        name=name,
+        state="warn",
+        measured=f"{measured}, and {gib(free)} free on its disk",
+        expected=f"{gib(size)} for its weights as safetensors, which are made once",
+        hint="Make room on that disk.",
+    )
 
 
 def _existing(path: Path) -> Path:

@@ -12,6 +12,7 @@ from lodger.device.view import DeviceView
 
 OLDEST_PYTHON, NEWEST_PYTHON = (3, 10), (3, 13)
 OLDEST_DRIVER = {"13": 580, "12": 525}  # by CUDA major: NVIDIA's minor-version compatibility table
+_NAMED = ("torch", "transformers", "huggingface-hub", "modelscope-hub")  # each has a row of its own
 _REQUIREMENT = re.compile(r"([A-Za-z0-9._-]+)\s*([^;]*)")
 _BOUND = re.compile(r"(>=|<=|==|<|>)\s*([0-9.]+)")
 
@@ -39,12 +40,17 @@ def check_python(version: tuple[int, int] | None = None) -> Check:
 
 
 def check_libraries(requirements: Sequence[str] | None = None, version_of: Versions = installed) -> Iterator[Check]:
-    """torch and transformers each, and all others that Lodger requires together."""
+    """torch, transformers and the hubs' SDKs each, and all others that Lodger requires together."""
+    if requirements is None:
+        requirements = requirements_of("lodger")
+    if requirements is None:
+        yield _without_metadata()
+        return
     wrong, right = [], 0
-    for name, wanted in _required(metadata.requires("lodger") or () if requirements is None else requirements):
+    for name, wanted in _required(requirements):
         found = version_of(name)
         good = found is not None and _inside(found, wanted)
-        if name in ("torch", "transformers"):
+        if name.lower().replace("_", "-") in _NAMED:
             yield _library(name, found, wanted, good)
         elif good:
             right += 1
@@ -53,6 +59,24 @@ def check_libraries(requirements: Sequence[str] | None = None, version_of: Versi
     yield from wrong
     if not wrong:
         yield Check(name="other libraries", state="ok", measured=f"{right} as required", expected="as required")
+
+
+def requirements_of(name: str) -> Sequence[str] | None:
+    """What an installed distribution requires; None when it is not installed."""
+    try:
+        return metadata.requires(name) or ()
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _without_metadata() -> Check:
+    return Check(
+        name="lodger",
+        state="fail",
+        measured="runs from its sources, not installed",
+        expected="an installed package, which says what it requires",
+        hint="In its checkout: pip install -e . (or make demo, which installs everything into .venv).",
+    )
 
 
 def check_cuda(devices: Sequence[DeviceView], version_of: Versions = installed) -> Iterator[Check]:
