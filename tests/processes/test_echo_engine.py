@@ -17,7 +17,7 @@ from lodger.budget import Budget
 from lodger.engines import engine_name, open_engine
 from lodger.engines.base import LoadRequest
 from lodger.engines.echo import EchoEngine, EchoModel
-from lodger.errors import Cancelled, InvalidRequest
+from lodger.errors import Cancelled, InvalidRequest, Unsupported
 from lodger.spec import ModelSpec
 from lodger.tasks import CompletionTask, Delta, EmbedResult, EmbedTask, Kind, RerankTask, StopRules, Usage
 
@@ -107,7 +107,9 @@ def test_embeddings_are_unit_vectors_and_alike_for_like_texts() -> None:
 
 
 def test_sparse_and_colbert_are_of_the_words() -> None:
-    result = embed("red red Apple", "apple", "", outputs=("sparse", "colbert"))
+    heads = model("embedding", token_heads=("sparse", "colbert"))
+    task = EmbedTask(model="m", inputs=("red red Apple", "apple", ""), outputs=("sparse", "colbert"))
+    result = asyncio.run(heads.embed(task))
     assert (result.vectors, result.count, result.dimensions) == (b"", 3, 32)
     red_apple, apple, nothing = (
         dict(zip(memoryview(sparse.ids).cast("i"), memoryview(sparse.weights).cast("f"), strict=True))
@@ -119,7 +121,9 @@ def test_sparse_and_colbert_are_of_the_words() -> None:
     assert result.colbert_dimensions == 32
     assert [len(vectors) // (4 * 32) for vectors in result.colbert] == [3, 1, 1]
     assert result.colbert[0][-4 * 32 :] == result.colbert[1]
-    assert embed("red red Apple", "apple", "", outputs=("sparse", "colbert")) == result
+    assert asyncio.run(heads.embed(task)) == result
+    with pytest.raises(Unsupported, match="no sparse output; it makes dense"):
+        embed("red", outputs=("dense", "sparse"))
 
 
 def test_prompts_stand_before_texts_and_count() -> None:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 from service_world import FAULTY, FakePlacement, chat, run, say, serving, spec, until
 
 from lodger.errors import (
@@ -25,6 +26,8 @@ from lodger.errors import (
     Unsupported,
     WrongKind,
 )
+from lodger.plan.values import Candidate
+from lodger.spec import ModelSpec
 from lodger.supervisor import local_service
 from lodger.tasks import EmbedTask, RerankTask
 from lodger.units import GIB, MIB
@@ -40,11 +43,6 @@ def test_three_models_answer_from_one_worker(tmp_path: Path) -> None:
             assert await say(service, "chat", "你好 world") == "你好 world"
             embedded = await service.embed(EmbedTask(model="embedding", inputs=("one", "two words")))
             assert (embedded.count, embedded.dimensions, len(embedded.vectors)) == (2, 32, 2 * 32 * 4)
-            tokens = EmbedTask(model="embedding", inputs=("one", "two words"), outputs=("sparse", "colbert"))
-            heads = await service.embed(tokens)
-            assert (heads.vectors, heads.colbert_dimensions) == (b"", 32)
-            assert [len(vectors) for vectors in heads.colbert] == [1 * 32 * 4, 2 * 32 * 4]
-            assert [len(vector.ids) for vector in heads.sparse] == [4, 8]
             ranked = await service.rerank(RerankTask(model="rerank", query="a b", documents=("x y", "b a")))
             assert ranked.scores[1] > ranked.scores[0]
             with pytest.raises(WrongKind):
@@ -56,6 +54,27 @@ def test_three_models_answer_from_one_worker(tmp_path: Path) -> None:
             assert worker.used > MIB
             assert [model.uid for model in plan.models] == list(kinds)
             assert plan.process > 0
+
+    run(main())
+
+
+class WithHeads(FakePlacement):
+    """Its models make bge-m3's other outputs too."""
+
+    def candidate(self, spec: ModelSpec) -> Candidate:
+        found = super().candidate(spec)
+        return Candidate(spec, replace(found.facts, token_heads=("sparse", "colbert")))
+
+
+def test_weights_and_vectors_of_tokens_come_through(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with serving(tmp_path, placement=WithHeads()) as service:
+            await service.launch(spec("m", kind="embedding"))
+            task = EmbedTask(model="m", inputs=("one", "two words"), outputs=("sparse", "colbert"))
+            made = await service.embed(task)
+            assert (made.vectors, made.count, made.colbert_dimensions) == (b"", 2, 32)
+            assert [len(vectors) for vectors in made.colbert] == [1 * 32 * 4, 2 * 32 * 4]
+            assert [len(vector.ids) for vector in made.sparse] == [4, 8]
 
     run(main())
 

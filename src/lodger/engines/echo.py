@@ -22,7 +22,7 @@ from typing import Any
 import psutil
 
 from lodger.engines.base import LoadedInfo, LoadRequest
-from lodger.errors import Cancelled, ContextExceeded, InvalidRequest, WrongKind
+from lodger.errors import Cancelled, ContextExceeded, InvalidRequest, Unsupported, WrongKind
 from lodger.tasks import (
     ChatTask,
     Delta,
@@ -95,6 +95,7 @@ class EchoModel:
 
     async def embed(self, task: EmbedTask) -> EmbedResult:
         self._check_kind("embedding")
+        self._check_outputs(task)
         before = _split(self._prompt(task.prompt_name))
         texts = [before + _split(text) if isinstance(text, str) else list(map(str, text)) for text in task.inputs]
         kept = [words[: self._limit] for words in texts]
@@ -129,6 +130,11 @@ class EchoModel:
 
     def close(self) -> None:
         self._closed = True
+
+    def _check_outputs(self, task: EmbedTask) -> None:
+        made = ("dense", *self._facts.token_heads)
+        if missing := [output for output in task.outputs if output not in made]:
+            raise Unsupported(f"{task.model} makes no {missing[0]} output; it makes {', '.join(made)}.", param="return")
 
     def _prompt(self, name: str | None) -> str:
         prompts = self._facts.prompts

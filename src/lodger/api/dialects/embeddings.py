@@ -22,7 +22,7 @@ from lodger.api.context import ServiceDep
 from lodger.api.disconnect import unless_gone
 from lodger.api.measure import Measured
 from lodger.catalogue.facts import ModelFacts
-from lodger.errors import InvalidRequest, MalformedBody, Unsupported
+from lodger.errors import InvalidRequest, MalformedBody
 from lodger.service import Service
 from lodger.tasks import EmbedOutput, EmbedResult, EmbedTask, SparseVector
 from lodger.units import gib
@@ -76,12 +76,9 @@ class EmbeddingsRequest(Body):
         """
         Raises:
             InvalidRequest: too many inputs.
-            Unsupported: an output that the model does not make.
         """
         at_most(len(self.input), limits.INPUTS, "input")
         outputs: tuple[EmbedOutput, ...] = ("sparse",) if self.lexical else self.outputs or ("dense",)
-        if facts is not None:
-            _refuse_missing(self, outputs, facts)
         return EmbedTask(
             model=self.model,
             inputs=self.input,
@@ -109,17 +106,6 @@ def prompt_for(purpose: str, prompts: dict[str, str]) -> str | None:
         if purpose in names:
             return next((name for name in names if name in prompts), "")
     return None
-
-
-def _refuse_missing(body: EmbeddingsRequest, outputs: tuple[EmbedOutput, ...], facts: ModelFacts) -> None:
-    made = ("dense", *facts.token_heads)
-    missing = [output for output in outputs if output not in made]
-    if missing and facts.kind == "embedding":
-        raise Unsupported(
-            f"{body.model} makes no {missing[0]} output; it makes {', '.join(made)}.",
-            hint="bge-m3 makes all three where sparse_linear.pt and colbert_linear.pt are in its folder.",
-            param="return_sparse" if body.lexical else "return",
-        )
 
 
 @router.post("/v1/embeddings", summary="Turn texts into vectors")
