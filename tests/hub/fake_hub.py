@@ -92,7 +92,13 @@ class World:
 
     def fetch(self, repository: Repository = BGE, tell: Callable[[Told], None] | None = None, **more: object) -> Pulled:
         job = Job(repository=repository, models_dir=str(self.models), **more)  # type: ignore[arg-type]
-        return fetch(job, tell or self.told.append, self.open)
+        try:
+            return fetch(job, tell or self.told.append, self.open)
+        except BaseException:  # a process would end here, with what is still on its way
+            for thread in threading.enumerate():
+                if thread.name.startswith("fetch"):
+                    thread.join()
+            raise
 
     def open(self, name: HubName) -> FakeHub:
         return self.modelscope if name == "modelscope" else self.huggingface

@@ -45,7 +45,7 @@ class Download:
         """
         self.root.mkdir(parents=True, exist_ok=True)
         write_manifest(self.root, self.manifest)
-        pool = ThreadPoolExecutor(AT_ONCE)
+        pool = ThreadPoolExecutor(AT_ONCE, "fetch")
         coming = [pool.submit(self._one, file) for file in sorted(files, key=lambda file: -file.size)]
         try:
             for one in as_completed(coming):
