@@ -50,9 +50,20 @@ def environment_with(extra: dict[str, str]) -> dict[str, str]:
     return {**os.environ, **extra}
 
 
+# What the hubs' SDKs are told unless the user tells them something else: to send no statistics, not to ask where this
+# machine stands (ModelScope asks its hub and then an address of Alibaba's clouds), and to draw and log nothing.
+QUIET_SDKS = {
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_VERBOSITY": "critical",
+    "MODELSCOPE_DOWNLOAD_INTRA_CLOUD": "false",
+    "MODELSCOPE_LOG_LEVEL": "CRITICAL",
+    "TQDM_DISABLE": "1",
+}
+
+
 def child_environment(extra: dict[str, str], *, online: bool = False) -> dict[str, str]:
     """The environment of a child process: ours with `extra` on top, with GPUs counted as the driver counts them, and
     offline for every hub library unless `online`."""
     fixed = {"TOKENIZERS_PARALLELISM": "false", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
     offline = {} if online else {"HF_HUB_OFFLINE": "1"}
-    return environment_with({**fixed, **offline, **extra})
+    return {**QUIET_SDKS, **environment_with({**fixed, **offline, **extra})}

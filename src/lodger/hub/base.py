@@ -59,11 +59,16 @@ class Hub(Protocol):
     def download(self, listing: Listing, file: RemoteFile, folder: Path, advance: Callable[[int], None]) -> Path:
         """Fetch one file to somewhere inside `folder` and return where. A part that an earlier call left is resumed.
 
+        The size is the listing's; the caller compares the hash. A file of that size that an earlier call returned may
+        be returned again, so the caller removes a wrong one before it asks again.
+
         Args:
-            folder: ours alone: the SDK may keep what it wants in it.
-            advance: told the bytes that have come since the last call; minus some where the SDK starts over.
+            folder: ours alone, and of this content: the SDK may keep what it wants in it.
+            advance: told the bytes that have come since the last call, without what was there before this one; minus
+                some where the hub or the SDK starts over. May be called from another thread.
 
         Raises:
-            HubUnreachable, HubRefused, DamagedDownload: after the SDK's own retries.
+            HubUnreachable, HubRefused, DamagedDownload: after the SDK's own retries, or ours where it has none.
+            OSError: the disk's; what has come stays.
         """
         ...
