@@ -58,6 +58,8 @@ def test_each_item_has_the_outputs_asked_for_and_no_others(served: Served, asked
     for index, item in enumerate(items(served, **{"return": asked})):
         assert item.keys() - {"object", "index"} == fields
         assert (item["object"], item["index"]) == ("embedding", index)
+    outputs = last_task(served).outputs
+    assert len(outputs) == len(fields), "each is made once, however often it is asked for"
 
 
 def test_the_outputs_are_what_the_engine_made(served: Served) -> None:

@@ -149,10 +149,10 @@ def floats(vectors: bytes, dimensions: int) -> list[list[float]]:
     return [flat[start : start + dimensions] for start in range(0, len(flat), dimensions)]
 
 
-def weights(vector: SparseVector) -> dict[str, float]:
-    """Token id -> weight; the ids are strings because JSON's keys are."""
+def weights(vector: SparseVector) -> dict[int, float]:
+    """Token id -> weight."""
     ids: list[int] = memoryview(vector.ids).cast("i").tolist()
-    return dict(zip(map(str, ids), memoryview(vector.weights).cast("f").tolist(), strict=True))
+    return dict(zip(ids, memoryview(vector.weights).cast("f").tolist(), strict=True))
 
 
 def _base64(result: EmbedResult) -> list[str]:
