@@ -28,12 +28,11 @@ def resolve(spec: ModelSpec, models_dir: Path) -> ModelSpec:
         return msgspec.structs.replace(spec, path=_existing(spec.path))
     asked = spec.name or spec.uid
     entry, ambiguous = _entry(asked, spec.size_in_billions)
-    matching = _matching(asked, entry, models_dir)
-    for folder in matching:
-        if folder.whole:
-            path = os.path.abspath(models_dir / folder.name)
-            return msgspec.structs.replace(spec, path=path, kind=spec.kind or (entry.kind if entry else None))
-    raise ambiguous or _absent(asked, entry, partly=bool(matching))
+    found = matching(asked, entry, model_folders(models_dir))
+    if not found or not found[0].whole:
+        raise ambiguous or _absent(asked, entry, partly=bool(found))
+    path = os.path.abspath(models_dir / found[0].name)
+    return msgspec.structs.replace(spec, path=path, kind=spec.kind or (entry.kind if entry else None))
 
 
 def _entry(asked: str, size: str | None) -> tuple[Entry | None, UnknownName | None]:
@@ -44,16 +43,17 @@ def _entry(asked: str, size: str | None) -> tuple[Entry | None, UnknownName | No
         return None, error
 
 
-def _matching(asked: str, entry: Entry | None, models_dir: Path) -> list[ModelFolder]:
-    """The folders that may be meant, the likeliest first: our own name before a hub's and an alias, exact before like.
+def matching(asked: str, entry: Entry | None, folders: list[ModelFolder]) -> list[ModelFolder]:
+    """Those of the folders that `asked` may mean, the likeliest first: whole before partly there, our own name before a
+    hub's and an alias, the exact spelling before others.
 
-    What was typed is only ever compared with what is there, so it cannot lead out of `models_dir`.
+    What was typed is only ever compared with what is there, so it cannot lead anywhere else.
     """
     repo = hub_id(asked)
     names = [*(entry.names if entry else ()), asked, *((repo, repo.partition("/")[2]) if repo else ())]
     ranks = {key(name): rank for rank, name in reversed(list(enumerate(names)))}
-    found = [folder for folder in model_folders(models_dir) if key(folder.name) in ranks]
-    return sorted(found, key=lambda folder: (ranks[key(folder.name)], folder.name not in names))
+    meant = [folder for folder in folders if key(folder.name) in ranks]
+    return sorted(meant, key=lambda folder: (not folder.whole, ranks[key(folder.name)], folder.name not in names))
 
 
 def _absent(asked: str, entry: Entry | None, *, partly: bool) -> ModelProblem:

@@ -22,6 +22,8 @@ COMMANDS: dict[str, str] = {
     "down": "lodger.cli.down",
     "status": "lodger.cli.status",
     "plan": "lodger.cli.plan",
+    "pull": "lodger.cli.pull",
+    "models": "lodger.cli.models",
     "doctor": "lodger.cli.doctor",
     "verify": "lodger.cli.verify",
     "serve": "lodger.cli.serve",
