@@ -176,7 +176,7 @@ def test_a_text_that_does_not_fit_fails_its_request_and_no_other(
 ) -> None:
     model = serve.fresh(inspect_folder(tiny("minilm")))
     out_of_memory_for(
-        model._lane._runner, "encode", lambda step: any(99 in item.tokens for item in step.items), monkeypatch
+        model._lane._runner, "encode", lambda items: any(99 in item.tokens for item in items), monkeypatch
     )
 
     async def together() -> list[Any]:

@@ -102,8 +102,7 @@ def test_every_precision_passes_the_self_test_and_counts_its_bytes(
     for family in ("qwen3", "bge-reranker"):
         facts = inspect_folder(tiny(family))
         runner = load(tiny(family), name, device)
-        stored = families.build(facts)
-        Checkpoint(tiny(family)).fill(stored)
+        stored = loading.read_stored(facts, Checkpoint(tiny(family)))
         assert runner.weight_bytes == loading.weight_bytes(stored, facts, runner.precision, device)
 
 

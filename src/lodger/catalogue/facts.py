@@ -73,6 +73,11 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
         return self.kind == "chat"
 
     @property
+    def output_rows(self) -> int:
+        """Rows of the output projection that are needed: every token's, those of "yes" and "no", or none."""
+        return self.vocab_size if self.generates else 2 if self.rerank_method == "yes-no" else 0
+
+    @property
     def name(self) -> str:
         """The folder's own name."""
         return self.path.rstrip("/").rsplit("/", 1)[-1]

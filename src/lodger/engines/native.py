@@ -10,11 +10,14 @@ from typing import NamedTuple
 import psutil
 import torch
 
+from lodger.catalogue.facts import ModelFacts, RerankMethod
 from lodger.engines.base import LoadedInfo, LoadRequest
-from lodger.engines.native_encode import BiEncoder, CrossEncoder, EmbeddingModel
+from lodger.engines.native_embed import EmbeddingModel
+from lodger.engines.native_encode import EncodingModel
 from lodger.engines.native_generate import GenerateModel
 from lodger.engines.native_model import ServedModel, Serving
-from lodger.errors import OutOfMemory
+from lodger.engines.native_rerank import BiEncoder, CrossEncoder, MultiVector, YesNo
+from lodger.errors import ModelProblem, OutOfMemory
 from lodger.runtime import kv
 from lodger.runtime.device_loop import DeviceLoop
 from lodger.runtime.dtype import precisions
@@ -27,7 +30,13 @@ _TOKENIZER_THREADS = 2
 # What torch's allocator holds on a GPU beside tensors: cuBLAS' workspaces, which the plan counts with the process, and
 # for each model the unused ends of its segments, which are of 2 and 20 MiB.
 _CUBLAS, _SEGMENTS = 164 * MIB, 32 * MIB
-_ENCODERS = {None: EmbeddingModel, "cross-encoder": CrossEncoder, "bi-encoder": BiEncoder}
+_ENCODERS: dict[RerankMethod | None, type[EncodingModel]] = {
+    None: EmbeddingModel,
+    "cross-encoder": CrossEncoder,
+    "bi-encoder": BiEncoder,
+    "multi-vector": MultiVector,
+    "yes-no": YesNo,
+}
 
 
 class _Key(NamedTuple):
@@ -36,6 +45,7 @@ class _Key(NamedTuple):
     path: str
     architecture: str
     dtype: str | None  # as asked for
+    output_rows: int  # of the output projection
 
 
 class NativeEngine:
@@ -93,11 +103,11 @@ class NativeEngine:
         start = time.monotonic()
         facts, budget, uid = request.facts, request.budget, request.spec.uid
         tokenizer = Tokenizer.load(facts.path, lowercase=facts.lowercase)
-        key = _Key(facts.path, facts.architecture, request.dtype)
+        key = _Key(facts.path, facts.architecture, request.dtype, facts.output_rows)
         shared = key in self._runners
         if not shared:
-            candidates = precisions(facts, request.dtype, self._device)
-            self._runners[key] = load_runner(facts, budget.weights, candidates, self._device, progress)
+            candidates, answers = precisions(facts, request.dtype, self._device), _answers(facts, tokenizer)
+            self._runners[key] = load_runner(facts, budget.weights, candidates, self._device, progress, answers)
         self._users[uid] = key
         runner = self._runners[key]
         limit = min(budget.context_length or facts.context_length, facts.context_length)
@@ -132,3 +142,20 @@ class NativeEngine:
             del self._runners[key]
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def _answers(facts: ModelFacts, tokenizer: Tokenizer) -> tuple[int, int] | None:
+    """Token ids of "yes" and "no", for rerankers that answer so.
+
+    Raises:
+        ModelProblem: it is not known what to ask, or the answers are not one token each.
+    """
+    if facts.rerank_method != "yes-no":
+        return None
+    if facts.rerank_template is None:
+        raise ModelProblem(f"{facts.name} answers yes or no, and it is not known how to ask it about a document.")
+    words = facts.rerank_template.yes, facts.rerank_template.no
+    yes, no = map(tokenizer.id_of, words)
+    if yes is None or no is None or max(yes, no) >= facts.vocab_size:
+        raise ModelProblem(f"{facts.name} cannot answer {' or '.join(words)}: they are not one token each.")
+    return yes, no

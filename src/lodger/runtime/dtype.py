@@ -33,7 +33,7 @@ def precisions(facts: ModelFacts, asked: str | None, device: torch.device) -> li
         rows = _DECODE_ROWS if facts.generates else _ENCODE_ROWS
         return [precision(name, device) for name in _by_speed(facts.hidden_size, facts.intermediate_size, rows)]
     stored = max(facts.stored_bytes, key=lambda name: facts.stored_bytes[name], default="float32")
-    half = stored if stored in ("bfloat16", "float16") else "bfloat16" if facts.generates else "float16"
+    half = stored if stored in ("bfloat16", "float16") else "bfloat16" if facts.causal else "float16"
     return [precision(half, device), precision("float32", device)]
 
 

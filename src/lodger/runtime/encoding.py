@@ -5,26 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-import torch
-
 from lodger.errors import Cancelled, LodgerError
 from lodger.runtime.recovery import run_or_split
-from lodger.runtime.runner import Runner
+from lodger.runtime.runner import Heads, Rows, Runner
 from lodger.sched.arbiter import Claim
 from lodger.sched.encode import EncodeLane as LaneName
 from lodger.sched.encode import EncodeQueue, Job
 from lodger.sched.step import EncodeStep, Lane
 
-Outcome = torch.Tensor | LodgerError  # [texts, ...] float32 in RAM, or what went wrong
+Outcome = list[Rows] | LodgerError  # of each text in order what the job's heads made, or what went wrong
 
 
 @dataclass
 class _Open:
     """A request that some results are still missing of."""
 
+    heads: Heads
     deliver: Callable[[Outcome], None]
     missing: int
-    rows: dict[int, torch.Tensor] = field(default_factory=dict)  # by the index of the text
+    rows: dict[int, Rows] = field(default_factory=dict)  # by the index of the text
 
 
 class EncodeLane:
@@ -38,9 +37,12 @@ class EncodeLane:
         self._queue = EncodeQueue(lane)
         self._open: dict[int, _Open] = {}
 
-    def add(self, job: Job, deliver: Callable[[Outcome], None]) -> None:
-        """`deliver` is called on the device's thread, once, when every text of the job is done or one has failed."""
-        self._open[job.id] = _Open(deliver, len(job.items))
+    def add(self, job: Job, heads: Heads, deliver: Callable[[Outcome], None]) -> None:
+        """Make with `heads` of the job's texts; jobs with different heads share steps.
+
+        `deliver` is called on the device's thread, once, when every text of the job is done or one has failed.
+        """
+        self._open[job.id] = _Open(heads, deliver, len(job.items))
         self._queue.add(job)
 
     def cancel(self, job_id: int) -> None:
@@ -66,14 +68,15 @@ class EncodeLane:
             run_or_split(step, self._compute, _halves, self._fail)
 
     def _compute(self, step: EncodeStep) -> None:
-        step = step._replace(items=tuple(item for item in step.items if item.job in self._open))
-        if not step.items:
+        items = [item for item in step.items if item.job in self._open]
+        if not items:
             return
-        for item, row in zip(step.items, self._runner.encode(step), strict=True):
+        found = self._runner.encode(items, [self._open[item.job].heads for item in items])
+        for item, rows in zip(items, found, strict=True):
             job = self._open[item.job]
-            job.rows[item.index] = row
+            job.rows[item.index] = rows
             if len(job.rows) == job.missing:
-                self._end(item.job, torch.stack([job.rows[index] for index in sorted(job.rows)]))
+                self._end(item.job, [job.rows[index] for index in sorted(job.rows)])
 
     def _fail(self, step: EncodeStep, error: LodgerError) -> None:
         for job_id in {item.job for item in step.items} & self._open.keys():

@@ -4,34 +4,49 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from transformers import PreTrainedModel
 
 from lodger.catalogue.facts import ModelFacts
-from lodger.errors import DamagedWeights, OutOfMemory
+from lodger.errors import OutOfMemory
 from lodger.runtime import attention, families
 from lodger.runtime.backbone import Backbone, TransformersBackbone, place
 from lodger.runtime.decoder import DenseDecoder, is_dense
-from lodger.runtime.heads import ClassifierHead, EmbeddingHead
 from lodger.runtime.heap import exact_allocations
 from lodger.runtime.layers import Placement, PlainLinear, linear_bytes
 from lodger.runtime.precision import Precision
-from lodger.runtime.runner import Head, Runner
+from lodger.runtime.runner import Runner
 from lodger.runtime.selftest import SelfTest
+from lodger.runtime.stored_heads import LM_HEAD, StoredHead, make_heads, output_projection, read_heads
 from lodger.runtime.weights import Checkpoint
 from lodger.units import gib
 
 Report = Callable[[float], None]  # is told 0..1
-LM_HEAD = "lm_head.weight"
+
+
+class Stored(NamedTuple):
+    """A model and its heads with the tensors of the folder, in their stored dtype."""
+
+    model: PreTrainedModel
+    heads: dict[str, StoredHead]
 
 
 @torch.inference_mode()
 @exact_allocations()
 def load_runner(
-    facts: ModelFacts, weight_budget: int, precisions: Sequence[Precision], device: torch.device, progress: Report
+    facts: ModelFacts,
+    weight_budget: int,
+    precisions: Sequence[Precision],
+    device: torch.device,
+    progress: Report,
+    answers: tuple[int, int] | None = None,
 ) -> Runner:
     """The model in the first of `precisions` that fits `weight_budget` bytes and passes the self-test.
+
+    Args:
+        answers: token ids of "yes" and "no", of a "yes-no" reranker.
 
     Raises:
         ModelProblem: the folder cannot be served; DamagedWeights names tensors.
@@ -39,22 +54,23 @@ def load_runner(
         OutOfMemory: no precision fits; with both numbers.
     """
     checkpoint = Checkpoint(Path(facts.path))
-    stored = _stored_model(facts, checkpoint)
+    stored = read_stored(facts, checkpoint, answers)
     sizes = {precision: weight_bytes(stored, facts, precision, device) for precision in precisions}
     fitting = [precision for precision, size in sizes.items() if size <= weight_budget]
     if not fitting:
         raise _too_big(facts, min(sizes, key=sizes.__getitem__), min(sizes.values()), weight_budget)
-    test = SelfTest(facts, stored)
+    test = SelfTest(facts, stored.model)
     for precision in fitting:
-        runner = _assemble(facts, checkpoint, precision, device, progress)
+        runner = _assemble(facts, checkpoint, answers, Placement(device, precision, _reporter(stored, progress)))
         if test.error(runner) <= precision.tolerance:
             return runner
     raise test.refusal(runner)
 
 
-def weight_bytes(model: PreTrainedModel, facts: ModelFacts, precision: Precision, device: torch.device) -> int:
+def weight_bytes(stored: Stored, facts: ModelFacts, precision: Precision, device: torch.device) -> int:
     """Bytes of the weights on the device. An output projection that cannot use the embedding's table counts as well."""
-    size = sum(_module_bytes(module, precision, device) for module in model.modules())
+    size = sum(_module_bytes(module, precision, device) for module in stored.model.modules())
+    size += sum(head.placed_bytes for head in stored.heads.values())
     if facts.generates and not (facts.tied_embeddings and _one_table(precision)):
         size += linear_bytes(torch.Size((facts.vocab_size, facts.hidden_size)), device, precision)
     return size
@@ -74,34 +90,34 @@ def _one_table(precision: Precision) -> bool:
     return precision.weights == precision.compute
 
 
-def _stored_model(facts: ModelFacts, checkpoint: Checkpoint) -> PreTrainedModel:
+def read_stored(facts: ModelFacts, checkpoint: Checkpoint, answers: tuple[int, int] | None = None) -> Stored:
+    """
+    Raises:
+        DamagedWeights, UnknownArchitecture.
+    """
     model = families.build(facts)
     checkpoint.fill(model)
-    if facts.generates and not facts.tied_embeddings and LM_HEAD not in checkpoint.tensors:
-        raise DamagedWeights(f"the weights lack {LM_HEAD}, and config.json does not tie it to the embedding.")
-    return model
+    if facts.generates:
+        output_projection(facts, model, checkpoint)  # raises where it is missing
+    return Stored(model, read_heads(facts, model, checkpoint, answers))
 
 
 def _assemble(
-    facts: ModelFacts, checkpoint: Checkpoint, precision: Precision, device: torch.device, progress: Report
+    facts: ModelFacts, checkpoint: Checkpoint, answers: tuple[int, int] | None, placement: Placement
 ) -> Runner:
-    model = _stored_model(facts, checkpoint)
-    placement = Placement(device, precision, _reporter(model, progress))
-    lm_head: torch.nn.Module | None = None
-    head: Head | None = None
+    model, stored_heads = read_stored(facts, checkpoint, answers)
     backbone: Backbone
     if facts.causal and is_dense(model):
         backbone = DenseDecoder(model, placement)
-        lm_head = _lm_head(facts, checkpoint, backbone.embed, placement)
+        table: torch.nn.Module = backbone.embed
     else:
         place(model, placement)
         backbone = TransformersBackbone(model.base_model, takes_token_types=not facts.causal)
-        if facts.generates:
-            lm_head = _lm_head(facts, checkpoint, model.get_input_embeddings(), placement)
-        else:
-            head = _encoder_head(facts, model)
-    attending = attention.choose(device)
-    return Runner(facts, device, precision, attending, backbone, placement.held, lm_head=lm_head, head=head)
+        table = model.get_input_embeddings()
+    lm_head = _lm_head(facts, checkpoint, table, placement) if facts.generates else None
+    heads = {} if facts.generates else make_heads(facts, model, stored_heads, placement)
+    device, precision = placement.device, placement.precision
+    return Runner(facts, device, precision, attention.choose(device), backbone, placement.held, lm_head, heads)
 
 
 def _lm_head(
@@ -115,15 +131,9 @@ def _lm_head(
     return placement.linear([weight], [None])
 
 
-def _encoder_head(facts: ModelFacts, model: PreTrainedModel) -> Head:
-    if facts.rerank_method == "cross-encoder":
-        return ClassifierHead(model)
-    return EmbeddingHead(facts.pooling or "mean", facts.normalize)
-
-
-def _reporter(model: PreTrainedModel, progress: Report) -> Callable[[int], None]:
+def _reporter(stored: Stored, progress: Report) -> Callable[[int], None]:
     """Bytes read, one tensor after the other, as a fraction of all."""
-    total = sum(parameter.nbytes for parameter in model.parameters())
+    total = sum(parameter.nbytes for parameter in stored.model.parameters())
     done = 0
 
     def read(size: int) -> None:

@@ -1,9 +1,10 @@
-"""`Runner`: one model on the device. A step goes in; logits, vectors or scores come out."""
+"""`Runner`: one model on the device. Tokens go in; logits, vectors or scores come out."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
 
 import torch
 
@@ -11,12 +12,14 @@ from lodger.catalogue.facts import ModelFacts
 from lodger.runtime.attention.base import AttentionBackend
 from lodger.runtime.backbone import Backbone
 from lodger.runtime.context import attending
+from lodger.runtime.heads import Head
 from lodger.runtime.kv import KVCache
 from lodger.runtime.packed import PackedBatch, pack_items, pack_rows
 from lodger.runtime.precision import Precision
-from lodger.sched.step import EncodeStep, GenerateStep
+from lodger.sched.step import GenerateStep, Item
 
-Head = Callable[[torch.Tensor, tuple[int, ...]], torch.Tensor]  # hidden [T, H], offsets -> [N, ...] float32
+Heads = tuple[Head, ...]  # all that one text wants made of its hidden states
+Rows = list[torch.Tensor]  # what its heads made, in their order: [rows, width] float32 in RAM each
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class Runner:
     backbone: Backbone
     weight_bytes: int
     lm_head: torch.nn.Module | None = None  # of a generating model
-    head: Head | None = None  # of an encoder
+    heads: Mapping[str, Head] = field(default_factory=dict)  # of an encoder: "dense", "sparse", "colbert", "score"
 
     @torch.inference_mode()
     def hidden(self, batch: PackedBatch, cache: KVCache | None = None) -> torch.Tensor:
@@ -56,8 +59,40 @@ class Runner:
         return logits.float()
 
     @torch.inference_mode()
-    def encode(self, step: EncodeStep) -> torch.Tensor:
-        """[items, dimensions] vectors or [items, 1] logits, float32 in RAM, in the order of the items."""
-        assert self.head is not None
-        batch = pack_items(step.items, self.facts.position_offset, self.device)
-        return self.head(self.hidden(batch), batch.offsets).cpu()
+    def encode(self, items: Sequence[Item], heads: Sequence[Heads]) -> list[Rows]:
+        """One forward, whatever is made of it, and one copy back.
+
+        Args:
+            items: texts, none of them empty.
+            heads: of each item its own.
+
+        Returns:
+            For each item what its heads made.
+        """
+        wanted = [tuple(map(id, own)) for own in heads]
+        order = sorted(range(len(items)), key=wanted.__getitem__)  # texts that want the same lie side by side
+        batch = pack_items([items[n] for n in order], self.facts.position_offset, self.device)
+        hidden = self.hidden(batch)
+        made: list[tuple[list[int], Head, torch.Tensor]] = []
+        first = 0
+        for _, group in groupby(order, key=wanted.__getitem__):
+            own = list(group)
+            offsets = batch.offsets[first : first + len(own) + 1]
+            part, inner = hidden[offsets[0] : offsets[-1]], tuple(offset - offsets[0] for offset in offsets)
+            made.extend((own, head, head(part, inner)) for head in heads[own[0]])
+            first += len(own)
+        found: list[Rows] = [[] for _ in items]
+        for (own, head, _), output in zip(made, _to_ram([output for *_, output in made]), strict=True):
+            parts = output.split_with_sizes([head.rows(len(items[n].tokens)) for n in own])
+            for n, rows in zip(own, parts, strict=True):
+                found[n].append(rows)
+        return found
+
+
+def _to_ram(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+    """By one copy from the device."""
+    if len(tensors) == 1 or tensors[0].device.type == "cpu":
+        return [tensor.cpu() for tensor in tensors]
+    whole = torch.cat([tensor.flatten() for tensor in tensors]).cpu()
+    parts = whole.split_with_sizes([tensor.numel() for tensor in tensors])
+    return [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]

@@ -9,12 +9,23 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from lodger.catalogue.safetensors_header import StoredTensor, read_folder
+from lodger.catalogue.safetensors_header import StoredTensor, read_folder, read_header
 from lodger.errors import DamagedWeights
 
 # Tensors that published checkpoints hold and that no forward here uses: buffers, and heads of other tasks.
-_UNUSED = re.compile(r"(^|\.)(position_ids|token_type_ids|inv_freq|masked_bias)$|(^|\.)pooler\.|^lm_head\.|^cls\.")
+_UNUSED = re.compile(r"(^|\.)(position_ids|token_type_ids|inv_freq|masked_bias)$|(^|\.)pooler\.|^(lm_head|cls|score)\.")
 _OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
+
+
+def read_file(path: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of one safetensors file by name, as `Checkpoint` has them.
+
+    Raises:
+        DamagedWeights.
+    """
+    stored = read_header(path)
+    file = _map(path)
+    return {tensor.name: _view(file, tensor) for tensor in stored}
 
 
 class Checkpoint:
@@ -34,7 +45,7 @@ class Checkpoint:
     def fill(self, model: PreTrainedModel) -> None:
         """Make every parameter of `model` the view of its tensor, and compute its buffers.
 
-        An output projection beside the base model (`lm_head.weight`) stays in `tensors`, for whoever wants it.
+        A head beside the base model (`lm_head.weight`, `score.weight`) stays in `tensors`, for whoever wants it.
 
         Raises:
             DamagedWeights: names tensors that are missing, of another shape, or that belong to no part of the model.

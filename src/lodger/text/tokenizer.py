@@ -10,8 +10,9 @@ that many tokens, so 10 MB against a limit of 512 tokens take milliseconds.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import tokenizers
@@ -29,10 +30,13 @@ _MARGIN = 64  # tokens before a cut that may differ from those of the whole text
 class Tokenizer:
     """One model's tokenizer. Made by `Tokenizer.load`."""
 
-    def __init__(self, backend: Any, *, from_left: bool = False) -> None:
+    def __init__(
+        self, backend: Any, *, declared: Mapping[str, Any] = MappingProxyType({}), from_left: bool = False
+    ) -> None:
         backend.no_truncation()
         backend.no_padding()
         self._backend = backend
+        self._declared = declared  # tokenizer_config.json
         self._from_left = from_left  # which end truncation takes away
         self._single = read_frame(backend, pair=False)
         self._pair = read_frame(backend, pair=True)
@@ -51,7 +55,7 @@ class Tokenizer:
         if lowercase:
             steps = [normalizers.Lowercase(), *([backend.normalizer] if backend.normalizer else [])]
             backend.normalizer = normalizers.Sequence(steps)
-        return cls(backend, from_left=side == "left")
+        return cls(backend, declared=config, from_left=side == "left")
 
     @property
     def vocab_size(self) -> int:
@@ -86,6 +90,29 @@ class Tokenizer:
             cut = keep < len(first) or keep_second < len(second)
             found.append(self._pair.put(self._cut(first, keep), self._cut(second, keep_second), truncated=cut))
         return found
+
+    def encode_between(self, prefix: str, texts: Sequence[str], suffix: str, *, max_length: int) -> list[Encoded]:
+        """Each text between two others that stay whole, cut to `max_length` tokens in all.
+
+        The three are tokenised on their own, and nothing that the model else puts around a text is added.
+        """
+        before, after = self._ids([prefix, suffix], None)
+        room = max(max_length - len(before) - len(after), 0)
+        return [
+            Encoded((*before, *self._cut(ids, room), *after), None, len(ids) > room) for ids in self._ids(texts, room)
+        ]
+
+    def id_of(self, token: str) -> int | None:
+        """None where the vocabulary has no such token."""
+        id: int | None = self._backend.token_to_id(token)
+        return id
+
+    def special_ids(self, names: Sequence[str]) -> set[int]:
+        """Ids of the tokens that tokenizer_config.json declares under `names` ("cls_token"); those that it has."""
+        tokens = [self._declared.get(name) for name in names]
+        contents = [token.get("content") if isinstance(token, dict) else token for token in tokens]
+        ids = [self.id_of(content) for content in contents if isinstance(content, str)]
+        return {id for id in ids if id is not None}
 
     def tokens_of(self, ids: Sequence[int]) -> list[str]:
         """The tokens' own spelling in the vocabulary; empty for an id that there is not."""
