@@ -27,6 +27,7 @@ def listed(path: str, data: bytes, *, git: bool = False) -> RemoteFile:
     return RemoteFile(path, len(data), sha256=hashlib.sha256(data).hexdigest())
 
 
+COMMIT = "0123456789" * 4
 Send = Callable[[bytes, Path], bytes]
 
 
@@ -37,7 +38,7 @@ class FakeHub:
 
     name: HubName
     files: Mapping[str, bytes]
-    revision: str = "r1"
+    revision: str = COMMIT
     down: LodgerError | None = None
     sends: dict[str, list[Send]] = field(default_factory=dict)
     listings: list[tuple[str, str | None]] = field(default_factory=list)

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from fake_hub import BGE, CHOSEN, FILES, World, contents
+from fake_hub import BGE, CHOSEN, COMMIT, FILES, World, contents
 
 from lodger.catalogue.repository import Repository
 from lodger.errors import DamagedDownload, SetupProblem
@@ -75,7 +75,7 @@ def test_verify_finds_one_wrong_byte_and_fetches_that_file_alone(world: World) -
     world.forget()
     assert world.fetch().fetched_files == 0  # an untouched file is not read
     pulled = world.fetch(verify=True)
-    assert world.modelscope.listings == [("BAAI/bge", "r1")]  # the revision that is here
+    assert world.modelscope.listings == [("BAAI/bge", COMMIT)]  # the revision that is here
     assert world.modelscope.downloads == ["model.safetensors"]
     assert world.said() == ["Missing or not as it came: model.safetensors."]
     assert pulled.replaced == ("model.safetensors",)
@@ -119,11 +119,21 @@ def test_another_revision_fetches_what_differs(world: World) -> None:
     world.modelscope.files = {**FILES, "config.json": b'{"new": 1}'}
     world.modelscope.revision = "r2"
     world.forget()
-    assert world.fetch(revision="r1").fetched_files == 0
+    assert world.fetch(revision=COMMIT).fetched_files == 0
     assert world.modelscope.listings == []
     pulled = world.fetch(revision="main")
     assert world.modelscope.listings == [("BAAI/bge", "main")]
     assert (pulled.revision, world.modelscope.downloads) == ("r2", ["config.json"])
+
+
+def test_a_branch_may_have_moved_on(world: World) -> None:
+    world.modelscope.revision = "master"  # ModelScope tells no commit
+    world.fetch()
+    world.modelscope.files = {**FILES, "config.json": b'{"new": 1}'}
+    world.forget()
+    assert world.fetch().fetched_files == 0
+    assert world.modelscope.listings == []
+    assert world.fetch(revision="master").fetched_files == 1
 
 
 def test_a_folder_of_another_model_is_left_alone(world: World) -> None:

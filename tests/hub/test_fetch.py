@@ -8,7 +8,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from fake_hub import BGE, CHOSEN, FILES, World, contents, hidden
+from fake_hub import BGE, CHOSEN, COMMIT, FILES, World, contents, hidden
 
 from lodger.catalogue.repository import Repository
 from lodger.errors import DamagedDownload, HubRefused, HubUnreachable, NotEnoughDisk, SetupProblem
@@ -28,7 +28,7 @@ def test_a_new_model_is_whole_and_nothing_is_left_beside_it(world: World) -> Non
     assert contents(world.folder) == CHOSEN
     assert hidden(world.models) == []
     size = sum(map(len, CHOSEN.values()))
-    assert (pulled.hub, pulled.repo, pulled.revision) == ("modelscope", "BAAI/bge", "r1")
+    assert (pulled.hub, pulled.repo, pulled.revision) == ("modelscope", "BAAI/bge", COMMIT)
     assert (pulled.files, pulled.fetched_files, pulled.bytes, pulled.fetched_bytes) == (5, 5, size, size)
     assert pulled.replaced == ()
     assert folder_is_here(world.folder, BGE) is not None

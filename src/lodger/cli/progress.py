@@ -1,18 +1,21 @@
-"""Waiting for models, with a progress bar for each on a terminal and a line for each elsewhere."""
+"""Waiting for models and for long work: a progress bar for each on a terminal, lines elsewhere."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from lodger.cli.render import say, talk
+from lodger.units import gib
 
 if TYPE_CHECKING:
     from lodger.client import Client
     from lodger.hub.base import Report, Work
     from lodger.service import ModelStatus
+
+QUIET = 5.0  # seconds without a line, at least
 
 Show = Callable[["ModelStatus"], None]
 
@@ -75,15 +78,78 @@ def _lines() -> Iterator[Show]:
 
 @contextmanager
 def reporting() -> Iterator[Report]:
-    """Shows work that tells its name and how much of it is done."""
-    from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+    """Shows long work: a bar for each title on a terminal, elsewhere a line now and then.
 
-    with Progress(TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=talk()) as progress:
+    "a/b" is a part of "a": it has a bar as long as it is under way, and no lines.
+    """
+    with _work_bars() if talk().is_terminal else _work_lines() as report:
+        yield report
+
+
+def _whole(title: str, titles: Container[str]) -> str | None:
+    """Of which of `titles` this is a part."""
+    parts = title.split("/")
+    found = ("/".join(parts[:count]) for count in range(1, len(parts)))
+    return next((whole for whole in found if whole in titles), None)
+
+
+@contextmanager
+def _work_bars() -> Iterator[Report]:
+    from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
+    from rich.text import Text
+
+    class Amount(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            speed = f"  {gib(int(task.speed))}/s" if task.speed and not task.finished else ""
+            return Text(f"{gib(int(task.completed))} of {gib(int(task.total or 0))}{speed}", style="progress.download")
+
+    description = TextColumn("{task.description}", markup=False)
+    remaining = TimeRemainingColumn(compact=True, elapsed_when_finished=True)
+    with Progress(description, BarColumn(), Amount(), remaining, console=talk()) as progress:
         tasks: dict[str, TaskID] = {}
 
         def report(work: Work) -> None:
-            if work.title not in tasks:
-                tasks[work.title] = progress.add_task(work.title)
-            progress.update(tasks[work.title], completed=work.done, total=work.total)
+            whole = _whole(work.title, tasks)
+            if whole and work.done == work.total:
+                if work.title in tasks:
+                    progress.remove_task(tasks.pop(work.title))
+            elif work.title in tasks:
+                progress.update(tasks[work.title], completed=work.done, total=work.total)
+            else:
+                shown = f"  {work.title.removeprefix(f'{whole}/')}" if whole else work.title
+                tasks[work.title] = progress.add_task(shown, completed=work.done, total=work.total)
 
         yield report
+
+
+class _Lines:
+    """What is said of one title: after a while, then at each twentieth of it, and at its end."""
+
+    def __init__(self, work: Work) -> None:
+        self.began, self.first = time.monotonic(), work.done
+        self.said, self.last = self.began, -work.total
+
+    def line(self, work: Work) -> str | None:
+        now = time.monotonic()
+        taken, came = now - self.began, work.done - self.first
+        if work.done == work.total:
+            return f"{work.title}: {gib(work.total)} in {taken:.0f} s" if came else None
+        if now - self.said < QUIET or work.done - self.last < work.total / 20:
+            return None
+        self.said, self.last = now, work.done
+        left = f", {taken * (work.total - work.done) / came:.0f} s left" if came > 0 else ""
+        speed = f", {gib(int(came / taken))}/s" if came > 0 else ""
+        return f"{work.title}: {work.done / work.total:.0%} of {gib(work.total)}{speed}{left}"
+
+
+@contextmanager
+def _work_lines() -> Iterator[Report]:
+    lines: dict[str, _Lines] = {}
+
+    def report(work: Work) -> None:
+        if _whole(work.title, lines) is None:
+            line = lines.setdefault(work.title, _Lines(work)).line(work)
+            if line:
+                say(line)
+
+    yield report

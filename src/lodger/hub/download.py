@@ -94,6 +94,9 @@ class Download:
                 broken = error
                 if on_disk(part) <= before:
                     break
+            except DamagedDownload:  # the SDK looked itself, again and again: nothing of this is worth going on with
+                shutil.rmtree(part, ignore_errors=True)
+                raise
         raise broken
 
     def _place(self, file: RemoteFile, path: Path, record: FileRecord) -> None:

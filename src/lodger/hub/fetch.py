@@ -57,7 +57,7 @@ class Fetch:
             check_owner(self.staging.root, manifest, self.job.repository)
             if manifest and (manifest.complete or self.job.verify):
                 manifest = self.look_again(manifest)
-                if manifest.complete and self.job.revision in (None, manifest.revision):
+                if manifest.complete and manifest.is_at(self.job.revision):
                     return manifest.pulled(self.job.folder)
             return self.from_hubs(manifest)
 

@@ -7,6 +7,7 @@ without asking anyone.
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Collection
 from pathlib import Path
@@ -19,6 +20,7 @@ from lodger.hub.base import RemoteFile
 from lodger.hub.job import Pulled
 
 NAME = ".lodger.json"
+COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 class FileRecord(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -62,6 +64,10 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
     def untouched(self, folder: Path) -> bool:
         return all(record.untouched(folder / path) for path, record in self.files.items())
+
+    def is_at(self, revision: str | None) -> bool:
+        """Whether this is what `revision` means, for sure: a branch or a tag may have moved on."""
+        return revision is None or (revision == self.revision and bool(COMMIT.fullmatch(revision)))
 
     def pulled(self, folder: Path, *, fetched: Collection[str] = (), replaced: Collection[str] = ()) -> Pulled:
         """The end of a pull that made this of `folder`."""
@@ -126,6 +132,6 @@ def folder_is_here(folder: Path, repository: Repository, revision: str | None = 
     """
     manifest = read_manifest(folder)
     check_owner(folder, manifest, repository)
-    if manifest is None or not manifest.complete or revision not in (None, manifest.revision):
+    if manifest is None or not manifest.complete or not manifest.is_at(revision):
         return None
     return manifest if manifest.untouched(folder) else None

@@ -1,0 +1,92 @@
+"""`lodger pull`: have the files of a model on this machine."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lodger.cli.models import complete_name
+from lodger.cli.options import File, FromHub, HomeDir, Json
+
+if TYPE_CHECKING:
+    from lodger.catalogue.repository import Repository
+    from lodger.cli.wanted import Wanted
+    from lodger.hub.job import Pulled
+
+Names = Annotated[
+    list[str] | None,
+    typer.Argument(
+        autocompletion=complete_name,
+        metavar="[NAME]...",
+        help="Names of the catalogue or ids of a hub [those of ./lodger.yaml].",
+    ),
+]
+Revision = Annotated[
+    str | None, typer.Option("--revision", metavar="REV", help="Branch, tag or commit [what is here, else the newest].")
+]
+Verify = Annotated[bool, typer.Option("--verify", help="Look at every byte of what is here, and mend it.")]
+Size = Annotated[str | None, typer.Option("--size-in-billions", "-s", help="Picks among the sizes of one name.")]
+
+
+def run(
+    names: Names = None,
+    hub: FromHub = None,
+    revision: Revision = None,
+    verify: Verify = False,
+    size_in_billions: Size = None,
+    file: File = None,
+    home: HomeDir = None,
+    json: Json = False,
+) -> None:
+    """Fetch what serving a model needs.
+
+    From ModelScope, or Hugging Face where that is silent or has no such model. What is here already is checked, not
+    fetched again; a pull that was cut short goes on where it was.
+    """
+    from lodger.cli.progress import reporting
+    from lodger.cli.render import say, show_json
+    from lodger.cli.wanted import DEFAULT_FILE, Flags, wanted
+    from lodger.hub.pull import pull
+
+    file = file or (DEFAULT_FILE if DEFAULT_FILE.exists() else None)
+    what = wanted(Flags(home=home, file=file, hub=hub), needs_models=not names)
+    found = []
+    for repository in _repositories(names or [], size_in_billions, what):
+        with reporting() as report:
+            pulled = pull(repository, what.home.models, report, say=say, hub=what.hub, revision=revision, verify=verify)
+        found.append(pulled)
+        if not json:
+            print(_line(pulled, verified=verify), flush=True)
+    if json:
+        show_json(found)
+
+
+def _repositories(names: list[str], size: str | None, what: Wanted) -> list[Repository]:
+    """All of them known before the first is fetched.
+
+    Raises:
+        UnknownName, ConfigProblem.
+    """
+    from lodger.catalogue.names import repository
+    from lodger.errors import ConfigProblem
+
+    asked = [(name, size) for name in names]
+    if not names:
+        asked = [(spec.name or spec.uid, spec.size_in_billions) for spec in what.specs if spec.path is None]
+    if not asked:
+        raise ConfigProblem("Every model of lodger.yaml is a folder.", hint="Name what to fetch: lodger pull bge-m3")
+    return list(dict.fromkeys(repository(*one) for one in asked))
+
+
+def _line(pulled: Pulled, *, verified: bool) -> str:
+    from lodger.cli.render import plural
+    from lodger.hub.job import TITLES
+    from lodger.units import gib
+
+    what = "here already, every byte as it should be" if verified else "here already"
+    if pulled.fetched_files:
+        what = f"{plural(pulled.fetched_files, 'file')} ({gib(pulled.fetched_bytes)}) came from {TITLES[pulled.hub]}"
+    if pulled.replaced:
+        what += f", replacing what was not the hub's: {', '.join(pulled.replaced)}"
+    return f"{pulled.folder}  {gib(pulled.bytes)}  {what}"
