@@ -212,6 +212,8 @@ def test_messages_never_hold_a_path(folder: Path) -> None:
         assert str(folder.parent) not in caught.value.text
 
 
+MORE_KEYS = ["rope_parameters", "rope_type", "type", "factor", "dtype", "is_causal", "auto_map", "pooling_mode",
+             "include_prompt", "default_prompt_name", "prompts", "head_dim", "id2label"]  # fmt: skip
 FILES = {
     "qwen3": ["config.json", "generation_config.json", "tokenizer_config.json"],
     "minilm": ["config.json", "modules.json", "1_Pooling/config.json", "sentence_bert_config.json",
@@ -232,7 +234,8 @@ def test_mangled_configs_never_raise_anything_else(
     original = (folder / name).read_text()
     value = json.loads(original)
     if isinstance(value, dict) and value and data.draw(st.booleans()):
-        value = {**value, data.draw(st.sampled_from(sorted(value))): data.draw(JSON)}
+        key = data.draw(st.sampled_from(sorted(value)) | st.sampled_from(MORE_KEYS))
+        value = {**value, key: data.draw(JSON | st.dictionaries(st.sampled_from(MORE_KEYS), JSON))}
     else:
         value = data.draw(JSON)
     served = data.draw(st.sampled_from([None, "chat", "embedding", "rerank"]))
