@@ -46,7 +46,9 @@ ALLOWED: dict[str, set[str]] = {
 }
 
 HEAVY = ("torch", "transformers", "numpy")
-DATA_PLANE = ("lodger.runtime", "lodger.engines.native", "lodger.hub.gguf")  # run only in child processes
+DATA_PLANE = (  # run only in child processes
+    "lodger.runtime", "lodger.engines.native", "lodger.hub.gguf", "lodger.hub.convert", "lodger.hub.pickles",
+)  # fmt: skip
 
 # What only one module may use, and which module that is.
 OWNERS = {
