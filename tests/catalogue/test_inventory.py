@@ -81,6 +81,7 @@ def test_a_search_looks_at_every_name(tmp_path: Path) -> None:
 def test_folders_that_tools_keep_for_themselves_are_no_models(tmp_path: Path) -> None:
     for name in (".cache", "._____temp/BAAI", "Qwen/.lock", "Qwen/real", "half/1_Pooling"):
         (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "Qwen" / ".DS_Store").write_bytes(b"")
     (tmp_path / "half" / "model.safetensors").write_bytes(b"")
     (tmp_path / "notes.txt").write_text("")
     (tmp_path / b"\xff".decode(errors="surrogateescape")).mkdir()

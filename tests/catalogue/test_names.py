@@ -124,6 +124,13 @@ def test_a_name_without_neighbours_says_what_works(name: str) -> None:
     assert "--model-path" in caught.value.text
 
 
+def test_an_error_does_not_repeat_a_whole_book() -> None:
+    for name, size in (("long " * 1000, None), ("qwen3", "4" * 5000)):
+        with pytest.raises(UnknownName) as caught:
+            repository(name, size)
+        assert len(caught.value.text) < 500
+
+
 def test_an_ambiguous_name_lists_the_sizes_and_a_line_for_each() -> None:
     with pytest.raises(UnknownName, match="is needed for qwen2.5-instruct") as caught:
         repository("qwen2.5-instruct")

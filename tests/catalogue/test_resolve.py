@@ -75,7 +75,7 @@ def test_a_folder_may_be_spelt_as_any_tool_spells_it(tmp_path: Path, folder: str
 def test_of_several_folders_our_own_name_wins(tmp_path: Path) -> None:
     put(tmp_path, "Qwen/Qwen3-0___6B", "qwen3-0.6b")
     assert found(tmp_path, "Qwen/Qwen3-0.6B") == "qwen3-0.6b"
-    put(tmp_path, "Qwen3-0.6B")
+    put(tmp_path, "QWEN3-0.6B", "Qwen3-0.6B")
     assert found(tmp_path, "Qwen/Qwen3-0.6B") == "Qwen3-0.6B"
 
 
