@@ -50,7 +50,7 @@ class FakePlacement(Placement):
     """A machine with one big device and every folder but those named "missing"; the planner is the real one."""
 
     def __init__(self, total: int = 64 * GIB) -> None:
-        super().__init__(Path("/models"), device=None, reserve=0)
+        super().__init__(Home(Path("/nowhere")), device=None, reserve=0)
         self.total = total
 
     def candidate(self, spec: ModelSpec) -> Candidate:

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lodger.cli.options import ApiKey, Endpoint, HomeDir, connect
+from lodger.cli.options import ApiKey, Endpoint, FromHub, HomeDir, connect, home_of
 
 if TYPE_CHECKING:
+    from lodger.catalogue.repository import HubName
     from lodger.client import Client
 
 # `--foo v` that is not listed goes along too, as Xinference takes it for its engines; the answer says what it is worth.
@@ -57,17 +58,21 @@ def run(
     n_gpu: Gpus = None,
     gpu_idx: GpuIndex = None,
     enable_virtual_env: VirtualEnv = None,
+    hub: FromHub = None,
     endpoint: Endpoint = None,
     api_key: ApiKey = None,
     home: HomeDir = None,
 ) -> None:
     """Load a model on a running server.
 
-    Takes the flags of `xinference launch`, those without effect too, and prints the uid as it does.
+    Takes the flags of `xinference launch`, those without effect too, and prints the uid as it does. A model that is
+    named and not on this disk is fetched first, where the server is this home's.
     """
     if model_name is None and model_path is None:
         raise typer.BadParameter("say which model: --model-name NAME or --model-path FOLDER.")
     client = connect(endpoint, api_key, home)
+    if model_name and not model_path:
+        _fetch(client, model_name, size_in_billions, hub, home)
     asked = {
         "model_name": model_name,
         "model_uid": model_uid,
@@ -87,6 +92,18 @@ def run(
         **_pairs(context.args),
     }
     _launch(client, {name: value for name, value in asked.items() if value is not None})
+
+
+def _fetch(client: Client, name: str, size: str | None, hub: HubName | None, home_dir: str | None) -> None:
+    """Another home's server looks into folders of its own; and no server fetches because a request says so."""
+    from lodger.cli.fetching import fetched
+    from lodger.client import running_server
+    from lodger.spec import ModelSpec
+
+    home = home_of(home_dir)
+    record = running_server(home)
+    if record is not None and record.address == client.base_url:
+        fetched(ModelSpec(uid=name, name=name, size_in_billions=size), home, hub)
 
 
 def _launch(client: Client, body: dict[str, Any]) -> None:

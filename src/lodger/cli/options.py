@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lodger.catalogue.repository import HubName
+
 if TYPE_CHECKING:
     from lodger.client import Client
     from lodger.paths import Home
@@ -40,6 +42,9 @@ KeyToAsk = Annotated[
     str | None, typer.Option("--api-key", metavar="KEY", help="Ask every caller for this key [LODGER_API_KEY].")
 ]
 Open = Annotated[bool, typer.Option("--open", help="Listen beyond this machine without a key.")]
+FromHub = Annotated[
+    HubName | None, typer.Option("--hub", help="Fetch what is missing from it [ModelScope, then Hugging Face].")
+]
 Reserve = Annotated[str | None, typer.Option("--reserve", metavar="SIZE", help="Memory to leave to others, like 2GiB.")]
 
 

@@ -49,7 +49,7 @@ def local_plan(what: Wanted, view: DeviceView | None = None) -> Plan:
     """
     from lodger.supervisor.placement import Placement
 
-    placement = Placement(what.home.models, device=what.device, reserve=what.reserve)
+    placement = Placement(what.home, device=what.device, reserve=what.reserve)
     view = view or placement.choose(placement.devices(_our_pids(what)))
     return placement.plan(view, [placement.candidate(spec) for spec in what.specs])
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from msgspec.structs import replace
 
-from lodger.cli.options import Demo, Engine, File, HomeDir, Host, KeyToAsk, Open, Port, Reserve, home_of
+from lodger.cli.options import Demo, Engine, File, FromHub, HomeDir, Host, KeyToAsk, Open, Port, Reserve, home_of
 from lodger.cli.wanted import Flags, Wanted, wanted
 
 if TYPE_CHECKING:
@@ -31,11 +31,13 @@ def run(
     api_key: KeyToAsk = None,
     open: Open = False,
     reserve: Reserve = None,
+    hub: FromHub = None,
     home: HomeDir = None,
 ) -> None:
     """Serve what lodger.yaml asks for, and check it.
 
-    Shows the plan first. Where a server of this home runs already, only what is missing is launched.
+    Fetches what is missing and shows the plan first. Where a server of this home runs already, only models that it has
+    not are launched.
     """
     from lodger.cli.render import say
     from lodger.client import Client, running_server
@@ -50,6 +52,7 @@ def run(
         api_key=api_key,
         open=open,
         reserve=reserve,
+        hub=hub,
     )
     what = wanted(flags)
     record = running_server(what.home)
@@ -71,7 +74,6 @@ def run(
 
 
 def _foreground(what: Wanted) -> None:
-    from lodger.cli.plan import local_plan, show_plan
     from lodger.cli.render import say, show_error
     from lodger.client import Client
     from lodger.errors import LodgerError
@@ -87,34 +89,42 @@ def _foreground(what: Wanted) -> None:
     def started(record: ServerRecord) -> None:
         threading.Thread(target=check, args=(record,), daemon=True).start()
 
-    show_plan(local_plan(what))
-    run_server(what.options(), started=started)
+    run_server(_planned(what).options(), started=started)
 
 
 def _detached(what: Wanted, flags: Flags) -> ServerRecord:
     from lodger.cli.background import start_server
-    from lodger.cli.plan import local_plan, show_plan
     from lodger.cli.render import say
-    from lodger.server import bind, check_exposure
 
-    # What the server itself would refuse in a moment, said here instead of in its log.
-    check_exposure(what.host, what.api_key, open=what.open)
-    bind(what.host, what.port).close()
-    show_plan(local_plan(what))
+    _planned(what)
     say()
     return start_server(what.home, flags.words(), api_key=what.api_key)
 
 
+def _planned(what: Wanted) -> Wanted:
+    """The same with every model fetched and ready to be loaded, its plan shown."""
+    from lodger.cli.fetching import prepared
+    from lodger.cli.plan import local_plan, show_plan
+    from lodger.server import bind, check_exposure
+
+    # What the server itself would refuse later, said before anything is fetched.
+    check_exposure(what.host, what.api_key, open=what.open)
+    bind(what.host, what.port).close()
+    what = prepared(what)
+    show_plan(local_plan(what))
+    return what
+
+
 def _launch_missing(client: Client, what: Wanted) -> list[str]:
     """What failed before is tried again; what is there stays as it is, and is named. The uids to wait for."""
-    from lodger.catalogue.resolve import resolve
+    from lodger.cli.fetching import prepared
     from lodger.cli.plan import show_plan
     from lodger.cli.render import say
 
     say(f"A server runs already at {client.base_url}.")
     there = {model.uid: model for model in client.models() if model.state != "failed"}
     missing = []
-    for spec in (resolve(spec, what.home.models) for spec in what.specs):
+    for spec in prepared(what).specs:
         model = there.get(spec.uid)
         if model is None:
             missing.append(spec)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from lodger.catalogue.repository import HubName
 from lodger.config import Config, load_config
 from lodger.errors import ConfigProblem
 from lodger.paths import Home
@@ -35,9 +36,10 @@ class Flags:
     api_key: str | None = None
     open: bool = False
     reserve: str | None = None
+    hub: HubName | None = None
 
     def words(self) -> list[str]:
-        """The same for `lodger serve`, but for the key, which is not for everyone's eyes."""
+        """The same for `lodger serve`, which fetches nothing; and without the key, which is not for everyone's eyes."""
         file = self.file or (None if self.demo else DEFAULT_FILE)
         said = {
             "--home": self.home,
@@ -63,6 +65,7 @@ class Wanted:
     open: bool
     reserve: int | None  # bytes
     device: str | None
+    hub: HubName | None  # None: the first that has the model
 
     def options(self) -> ServerOptions:
         from lodger.server import ServerOptions
@@ -108,6 +111,7 @@ def wanted(flags: Flags, *, folders: Sequence[Path] = (), needs_models: bool = T
         open=flags.open,
         reserve=parse_size(flags.reserve) if flags.reserve else config.reserve,
         device=config.device,
+        hub=flags.hub or config.hub,
     )
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from lodger.catalogue.repository import HubName
 from lodger.errors import ConfigProblem, InvalidRequest
 from lodger.settings import DEFAULT_HOST, DEFAULT_PORT
 from lodger.spec import ModelSpec, check_uid
@@ -26,6 +27,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     reserve: int | None = None  # bytes left to others; None: what the planner thinks right
     device: str | None = None  # "cpu", "cuda:0", "cuda"; None: the best there is
     home: Path | None = None
+    hub: HubName | None = None  # where missing models are fetched from; None: the first that has them
 
 
 def load_config(path: Path) -> Config:
@@ -48,6 +50,7 @@ def load_config(path: Path) -> Config:
         reserve=options.reserve,
         device=options.device,
         home=_within(folder, options.home) if options.home else None,
+        hub=options.hub,
     )
 
 

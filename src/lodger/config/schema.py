@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
 from pydantic_core import ErrorDetails
 
+from lodger.catalogue.repository import HubName
 from lodger.config.document import Document, Place
 from lodger.errors import ConfigProblem
 from lodger.settings import DEFAULT_HOST, DEFAULT_PORT
@@ -64,6 +65,7 @@ class FileOptions(_Options):
     reserve: Size | None = None
     device: Device | None = None
     home: Text | None = None
+    hub: HubName | None = None
 
 
 def validate(document: Document) -> FileOptions:

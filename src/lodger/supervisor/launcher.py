@@ -8,13 +8,14 @@ from collections.abc import Awaitable, Mapping, Sequence
 from typing import TypeVar
 
 from lodger.device.view import DeviceView
-from lodger.errors import InternalError, LodgerError
+from lodger.errors import Cancelled, InternalError, LodgerError
+from lodger.hub.base import Report, Work
 from lodger.plan.fraction import in_bytes
 from lodger.plan.values import Candidate, Plan
 from lodger.spec import ModelSpec
 from lodger.supervisor.placement import Placement
 from lodger.supervisor.record import Record
-from lodger.supervisor.state import LoadFailed
+from lodger.supervisor.state import LoadFailed, Progressed
 from lodger.supervisor.supervisor import Supervisor
 
 _log = logging.getLogger("lodger.supervisor")
@@ -33,6 +34,7 @@ class Launcher:
         self._supervisor = supervisor
         self._process: dict[str, int] = {}  # device -> bytes of its worker itself, as last planned
         self._work: asyncio.Task[None] | None = None
+        self._stopped = False
 
     def wake(self) -> None:
         """There is a new record."""
@@ -40,6 +42,7 @@ class Launcher:
             self._work = asyncio.create_task(self._place())
 
     async def stop(self) -> None:
+        self._stopped = True
         if self._work is not None:
             self._work.cancel()
             await asyncio.wait([self._work])
@@ -93,11 +96,28 @@ class Launcher:
         return self._placement.choose(await self.views())
 
     async def _read(self, record: Record) -> None:
-        found = await _attempt(asyncio.to_thread(self._placement.candidate, record.spec))
+        found = await _attempt(asyncio.to_thread(self._placement.loadable, record.spec, self._converting(record)))
         if isinstance(found, LodgerError):
             record.move(LoadFailed(found.info()))
         else:
             record.candidate, record.spec = found, found.spec
+
+    def _converting(self, record: Record) -> Report:
+        """Told in a thread how far the conversion of the model's weights is; raises when nobody wants it any more."""
+        loop = asyncio.get_running_loop()
+        told = False
+
+        def report(work: Work) -> None:
+            nonlocal told
+            if self._stopped or not record.waits:
+                raise Cancelled(f"{record.spec.uid} was terminated while its weights were converted.")
+            if not told:
+                _log.info("%s: %s to safetensors, once", record.spec.uid, work.title)
+                told = True
+            half = 0.5 * work.done / max(work.total, 1)  # the other half is loading
+            loop.call_soon_threadsafe(record.move, Progressed(half))
+
+        return report
 
     async def _grant(self, view: DeviceView, waiting: Sequence[Record]) -> None:
         """Plan as many of them as fit, first come, first served; then have them loaded."""

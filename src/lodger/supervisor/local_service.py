@@ -71,7 +71,7 @@ class LocalService:
         self._started = time.time()
         self._records: dict[str, Record] = {}
         self._supervisor = Supervisor(home, self._records, silence=silence)
-        placement = placement or Placement(home.models, device=device, reserve=reserve)
+        placement = placement or Placement(home, device=device, reserve=reserve)
         self._launcher = Launcher(self._records, placement, self._supervisor)
         self._draining = False
         self._idle = asyncio.Event()

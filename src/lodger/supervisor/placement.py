@@ -5,9 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from lodger.catalogue.identify import identify
 from lodger.device.probe import choose_device, probe_devices
 from lodger.device.view import DeviceView
+from lodger.hub.base import Report
+from lodger.hub.prepare import loadable
+from lodger.paths import Home
 from lodger.plan.planner import default_reserve, plan
 from lodger.plan.values import Candidate, Plan
 from lodger.spec import ModelSpec
@@ -17,13 +22,13 @@ class Placement:
     """Answers by looking at folders and devices.
 
     Args:
-        models: folder that model names are looked up in.
+        home: where model names are looked up, and where what must be converted goes if its own folder is read-only.
         device: "cpu", "cuda:0", ...; None for the best that the machine has.
         reserve: bytes to leave to others; None for the planner's own.
     """
 
-    def __init__(self, models: Path, *, device: str | None, reserve: int | None) -> None:
-        self._models = models
+    def __init__(self, home: Home, *, device: str | None, reserve: int | None) -> None:
+        self._home = home
         self._device = device
         self._reserve = reserve
 
@@ -33,7 +38,21 @@ class Placement:
         Raises:
             ModelProblem.
         """
-        return Candidate(*identify(spec, self._models))
+        return Candidate(*identify(spec, self._home.models))
+
+    def loadable(self, spec: ModelSpec, report: Report) -> Candidate:
+        """The same with facts of a folder that can be loaded: pickled weights are converted first, which takes as long
+        as reading and writing them. Nothing is ever fetched here.
+
+        Raises:
+            ModelProblem, NotEnoughDisk, SetupProblem.
+            Exception: whatever `report` raises; it ends the conversion.
+        """
+        one = self.candidate(spec)
+        folder = loadable(Path(one.facts.path), self._home, report)
+        if one.facts.weights_format == "safetensors" and str(folder) == one.facts.path:
+            return one
+        return Candidate(one.spec, identify(replace(one.spec, path=str(folder)), self._home.models)[1])
 
     def devices(self, our_pids: Collection[int]) -> tuple[DeviceView, ...]:
         """Every device of the machine, measured now."""
