@@ -105,6 +105,17 @@ def test_what_pull_fetched_by_a_hubs_id_is_found_by_that_id(models: Path) -> Non
     assert found(models, "someone/mine") == "mine"
 
 
+def test_a_folder_that_was_fetched_by_another_id_is_not_taken_for_this_one(models: Path) -> None:
+    (models / "bge-m3" / ".lodger.json").write_text('{"repo": "tuned/bge-m3"}')
+    assert found(models, "Tuned/bge-m3") == found(models, "bge-m3") == "bge-m3"
+    for asked in ("BAAI/bge-m3", "someone/bge-m3"):
+        with pytest.raises(NotDownloaded):
+            found(models, asked)
+    for note in ('{"repo": "BAAI/bge-m3"}', "{", "[]", '{"repo": 1}'):
+        (models / "bge-m3" / ".lodger.json").write_text(note)
+        assert found(models, "BAAI/bge-m3") == "bge-m3"
+
+
 def test_a_folder_with_the_name_of_a_whole_family_is_meant_itself(models: Path) -> None:
     put(models, "qwen3")
     assert found(models, "qwen3") == "qwen3"

@@ -7,7 +7,10 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from lodger.catalogue.config_files import is_text
+from lodger.catalogue.config_files import is_text, read_fields
+from lodger.errors import ModelProblem
+
+MANIFEST = ".lodger.json"  # what `lodger.hub.manifest` writes into a folder that it filled
 
 
 class ModelFolder(NamedTuple):
@@ -26,6 +29,15 @@ def model_folders(models_dir: Path) -> list[ModelFolder]:
         else:
             found.append(name)
     return [ModelFolder(name, (models_dir / name / "config.json").is_file()) for name in sorted(found)]
+
+
+def origin(folder: Path) -> str | None:
+    """The hub's id that `pull` fetched the folder by; None where nobody noted it."""
+    try:
+        repo = read_fields(folder, MANIFEST).values.get("repo")
+    except ModelProblem:
+        return None
+    return repo if isinstance(repo, str) else None
 
 
 def _is_organisation(folder: Path) -> bool:

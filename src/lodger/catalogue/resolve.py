@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 
 from lodger.catalogue.builtin import Entry
-from lodger.catalogue.folders import ModelFolder, model_folders
+from lodger.catalogue.folders import ModelFolder, model_folders, origin
 from lodger.catalogue.names import find, hub_id, key, unknown
 from lodger.errors import FolderMissing, ModelProblem, NotDownloaded, UnknownName
 from lodger.spec import ModelSpec
@@ -28,7 +28,8 @@ def resolve(spec: ModelSpec, models_dir: Path) -> ModelSpec:
         return msgspec.structs.replace(spec, path=_existing(spec.path))
     asked = spec.name or spec.uid
     entry, ambiguous = _entry(asked, spec.size_in_billions)
-    found = matching(asked, entry, model_folders(models_dir))
+    meant = matching(asked, entry, model_folders(models_dir))
+    found = [folder for folder in meant if not _is_anothers(models_dir / folder.name, asked, entry)]
     if not found or not found[0].whole:
         raise ambiguous or _absent(asked, entry, partly=bool(found))
     path = os.path.abspath(models_dir / found[0].name)
@@ -54,6 +55,13 @@ def matching(asked: str, entry: Entry | None, folders: list[ModelFolder]) -> lis
     ranks = {key(name): rank for rank, name in reversed(list(enumerate(names)))}
     meant = [folder for folder in folders if key(folder.name) in ranks]
     return sorted(meant, key=lambda folder: (not folder.whole, ranks[key(folder.name)], folder.name not in names))
+
+
+def _is_anothers(folder: Path, asked: str, entry: Entry | None) -> bool:
+    """Whether a hub's id was asked for, and the folder has the name but was fetched by another id: a tuned copy."""
+    repo = hub_id(asked)
+    fetched = origin(folder) if repo else None
+    return fetched is not None and key(fetched) not in map(key, (repo or "", *(entry.names if entry else ())))
 
 
 def _absent(asked: str, entry: Entry | None, *, partly: bool) -> ModelProblem:
