@@ -152,9 +152,10 @@ def test_doctor_is_a_table_or_json(lodger: Run) -> None:
 
 def test_doctor_exits_with_one_when_something_cannot_work(lodger: Run, tmp_path: Path) -> None:
     (tmp_path / "lodger.yaml").write_text("models:\n  chat: no/such/folder\n")
-    done = lodger("doctor", "-f", "lodger.yaml")
-    assert done.returncode == 1
-    assert "no/such/folder" in done.stdout + done.stderr
+    for words in (["doctor"], ["doctor", "-f", "lodger.yaml"]):
+        done = lodger(*words)
+        assert done.returncode == 1
+        assert "no/such/folder" in done.stdout + done.stderr
 
 
 def test_the_key_and_address_come_from_the_environment_too(
