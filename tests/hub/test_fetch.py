@@ -72,6 +72,19 @@ def test_wrong_bytes_are_thrown_away_and_fetched_again(world: World, path: str) 
     assert contents(world.folder) == CHOSEN
 
 
+def test_nothing_is_kept_of_what_the_sdk_found_wrong(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(download, "AT_ONCE", 1)
+
+    def wrong(data: bytes, path: Path) -> bytes:
+        path.write_bytes(data[:1000])
+        raise DamagedDownload("wrong size")
+
+    world.modelscope.sends = {"model.safetensors": [wrong]}
+    with pytest.raises(DamagedDownload, match="^wrong size$"):
+        world.fetch()
+    assert list((world.models / ".bge.partial" / "modelscope").iterdir()) == []
+
+
 def test_bytes_that_stay_wrong_are_an_error_with_both_hashes(world: World) -> None:
     world.modelscope.sends = {"config.json": [lambda data, path: data.upper()] * 9}
     with pytest.raises(DamagedDownload) as caught:
@@ -148,7 +161,7 @@ def test_too_little_disk_is_said_before_the_first_byte(world: World, monkeypatch
     with pytest.raises(NotEnoughDisk) as caught:
         world.fetch()
     free = staging.gib(staging.shutil.disk_usage(world.models).free)
-    assert caught.value.message.startswith(f"bge needs {2**60 / GIB:.2f} GiB more on the disk of {world.models}, and ")
+    assert caught.value.message.startswith(f"bge needs {2**60 / GIB:.2f} GiB on the disk of {world.models}, and ")
     assert caught.value.message.endswith(f"{free[-3:]} are free there.")
     assert world.modelscope.downloads == []
 
@@ -224,11 +237,11 @@ def test_parts_of_another_revision_are_not_continued(world: World, monkeypatch: 
 
     def break_off(data: bytes, path: Path) -> bytes:
         path.write_bytes(data[:1000])
-        raise DamagedDownload("enough")
+        raise HubRefused("enough")
 
     world.modelscope.sends = {"model.safetensors": [break_off]}
-    with pytest.raises(DamagedDownload):
-        world.fetch()
+    with pytest.raises(HubRefused):
+        world.fetch(hub="modelscope")
     parts = list((world.models / ".bge.partial" / "modelscope").iterdir())
     assert [path.stat().st_size for part in parts for path in part.iterdir()] == [1000]
     seen: list[bool] = []

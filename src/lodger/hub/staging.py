@@ -71,7 +71,7 @@ class Staging:
         free = shutil.disk_usage(self.folder.parent).free
         if missing and missing + MARGIN > free:
             raise NotEnoughDisk(
-                f"{self.folder.name} needs {gib(missing + MARGIN)} more on the disk of {self.folder.parent}, "
+                f"{self.folder.name} needs {gib(missing + MARGIN)} on the disk of {self.folder.parent}, "
                 f"and {gib(free)} are free there.",
                 hint=f"Free {gib(missing + MARGIN - free)}, or name a folder on another disk with --home.",
             )
