@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 Write = Callable[[bytes], None]
+HERE = "the address of the request"  # as the value of a header
 
 
 class Cutoff(Exception):
@@ -126,11 +127,11 @@ class WrongLength(Fault):
 
 
 @dataclass(frozen=True)
-class RedirectLoop(Fault):
-    """Sends the client to where it is."""
+class Redirect(Fault):
+    """Sends the client to where it is: `always`, in circles."""
 
     def change(self, answer: Answer) -> Answer:
-        return Answer(302, {"Location": "?again=1"})
+        return Answer(302, {"Location": HERE})
 
 
 @dataclass(frozen=True)

@@ -67,6 +67,8 @@ def _cdn(world: World, path: str, query: str, headers: dict[str, str]) -> Routed
     if SIGNATURE not in query or "authorization" in headers:  # object stores refuse two ways to sign at once
         return Routed("bytes", file, Answer(403, {}, b"<Error>AccessDenied</Error>"))
     repo = world.repos[name]
+    if not repo.ranges:
+        headers = {}
     return Routed("bytes", file, ranged(repo.files[file], headers, {"ETag": f'"{repo.sha256(file)}"'}))
 
 

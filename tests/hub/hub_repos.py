@@ -19,6 +19,7 @@ class Repo:
     token: str | None = None  # the only one that may read it
     gated: bool = False  # it shows that it exists, and wants its terms accepted
     large: int = 1024  # files of at least so many bytes come by a redirect to the CDN, as LFS files do
+    ranges: bool = True  # the CDN can send parts of files
     xet: bool = False  # large files are offered over Xet too
     listed: dict[str, dict[str, Any]] = field(default_factory=dict)  # path -> {"size": ..., "sha256": ...}: lies
 
@@ -72,11 +73,15 @@ def huggingface_info(repo: Repo, *, blobs: bool) -> dict[str, Any]:
 
 def modelscope_files(repo: Repo, root: str, *, recursive: bool) -> list[dict[str, Any]]:
     """`Data.Files` of `/api/v1/models/ID/repo/files`."""
-    entries = [{"Path": path, "Name": PurePosixPath(path).name, "Type": "tree", "Size": 0} for path in repo.folders()]
+    entries = [_modelscope_folder(path) for path in repo.folders()]
     entries += [_modelscope_file(repo, path) for path in sorted(repo.files)]
     parent = PurePosixPath(root or ".")
-    inside = [entry for entry in entries if parent in PurePosixPath(entry["Path"]).parents]
+    inside = [entry for entry in entries if not root or parent in PurePosixPath(entry["Path"]).parents]
     return inside if recursive else [entry for entry in inside if PurePosixPath(entry["Path"]).parent == parent]
+
+
+def _modelscope_folder(path: str) -> dict[str, Any]:
+    return {"Path": path, "Name": PurePosixPath(path).name, "Type": "tree", "Size": 0}
 
 
 def _modelscope_file(repo: Repo, path: str) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from types import TracebackType
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from hub_faults import Cutoff, Fault
+from hub_faults import HERE, Cutoff, Fault
 from hub_protocols import Routed, Stage, World, route
 from hub_repos import Repo
 
@@ -127,6 +127,16 @@ class HubServer:
             self._next.clear()
             self._always.clear()
 
+    def reset(self) -> None:
+        """As new: no repositories, no faults, nothing on record; answers that wait go on."""
+        self.heal()
+        for fault in self._planned:
+            fault.release()
+        with self._lock:
+            self.repos.clear()
+            self.requests.clear()
+        self.page, self.most = 1000, 3000
+
     def served(self, path: str) -> list[Seen]:
         """The requests that asked for bytes of the file `path`, in order."""
         with self._lock:
@@ -211,7 +221,7 @@ class _Handler(BaseHTTPRequestHandler):
         seen.status = answer.status
         self.send_response(answer.status)
         for name, value in answer.headers.items():
-            self.send_header(name, value)
+            self.send_header(name, self.path if value == HERE else value)
         self.send_header("Content-Length", str(fault.announced(len(answer.body))))
         self.end_headers()
         if self.command == "HEAD":

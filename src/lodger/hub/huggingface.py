@@ -161,10 +161,12 @@ def _receive(response: Any, asked: Asked, file: RemoteFile, part: Path, meter: M
     if total != file.size:
         raise wrong_size(asked, file, total)
     with part.open("r+b") as out:
-        if start > out.seek(0, os.SEEK_END):
+        end = out.seek(0, os.SEEK_END)
+        if start > end:
             raise nonsense(asked)
-        out.truncate(start)
-        out.seek(start)
+        if start < end:
+            out.truncate(start)
+            out.seek(start)
         meter.at(start)
         for chunk in response.iter_bytes():
             if meter.position + len(chunk) > file.size:

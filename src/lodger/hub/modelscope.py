@@ -19,7 +19,7 @@ from lodger.hub.answers import Asked, Meter, nonsense, refusal, remote_file, sil
 from lodger.hub.base import Listing, RemoteFile
 
 if TYPE_CHECKING:
-    from modelscope_hub import HubApi, HubConfig, ProgressCallback
+    from modelscope_hub import FileInfo, HubApi, HubConfig, ProgressCallback
 
 BRANCH = "master"
 
@@ -29,9 +29,17 @@ class ModelScopeHub:
 
     def list_files(self, repo: str, revision: str | None) -> Listing:
         """As `Hub.list_files`. The SDK tells no commit: the revision is a branch or tag unless one was given."""
-        # A client that has listed once takes a later refusal for trouble and asks four times: a new one each time.
+        from requests import RequestException
+
+        def ask() -> list[FileInfo]:
+            # A client that has listed once takes a later refusal for trouble and asks four times: a new one each time.
+            return _client(_config()).list_repo_files(repo, "model", revision=revision or BRANCH)
+
         with self._problems(repo, revision) as asked:
-            found = _client(_config()).list_repo_files(repo, "model", revision=revision or BRANCH)
+            try:
+                found = ask()
+            except RequestException:  # an answer that broke off: the one trouble in which the SDK does not ask again
+                found = ask()
         files = tuple(remote_file(asked, file.path, file.size, file.sha256) for file in found if not file.is_dir)
         return Listing(self.name, repo, revision or BRANCH, files)
 
