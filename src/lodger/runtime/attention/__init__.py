@@ -8,7 +8,11 @@ import torch
 
 from lodger.runtime.attention.base import AttentionBackend
 
-TABLE: dict[str, str] = {"sdpa": "lodger.runtime.attention.sdpa:SdpaAttention"}
+TABLE: dict[str, str] = {
+    "paged": "lodger.runtime.attention.paged:PagedAttention",
+    "varlen": "lodger.runtime.attention.varlen:VarlenAttention",
+    "sdpa": "lodger.runtime.attention.sdpa:SdpaAttention",
+}
 
 
 def choose(device: torch.device) -> AttentionBackend:

@@ -1,0 +1,103 @@
+"""Our own paged attention for CUDA: decode, chunks after a past and shared prefixes, over the KV cache in place.
+
+Sequences without a past go to torch's FlashAttention, which needs no cache to read their keys from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import groupby
+
+import torch
+
+from lodger.runtime.attention.base import AttentionPlan
+from lodger.runtime.attention.sdpa import SdpaAttention
+from lodger.runtime.attention.varlen import Fresh, VarlenAttention, serves, to_device
+from lodger.runtime.kernels.paged_attention import Tiles, attend
+from lodger.runtime.kernels.store import store
+from lodger.runtime.kernels.tiling import Shape, Tile, chunk_shape, cut, decode_shape, splits_for
+from lodger.runtime.kv import KVCache
+from lodger.runtime.packed import PackedBatch
+
+
+class PagedAttention:
+    """Everything in bfloat16 and float16; SDPA for the rest."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._varlen, self._sdpa = VarlenAttention(device), SdpaAttention(device)
+        self._processors = torch.cuda.get_device_properties(device).multi_processor_count
+
+    def plan(self, batch: PackedBatch, cache: KVCache | None, *, causal: bool) -> AttentionPlan:
+        if cache is None:
+            return self._varlen.plan(batch, cache, causal=causal)
+        if not serves(cache.tensor.dtype, cache.tensor.shape[-1]):
+            return self._sdpa.plan(batch, cache, causal=causal)
+        return PagedPlan(batch, cache, self._device, self._processors)
+
+
+class PagedPlan:
+    """Any mixture of fresh sequences, chunks after a past, and sequences that add one token."""
+
+    def __init__(
+        self, batch: PackedBatch, cache: KVCache, device: torch.device, processors: int, *, varlen: bool = True
+    ) -> None:
+        """`processors` are the card's multiprocessors. Without `varlen` the cache serves the fresh sequences too."""
+        assert batch.slots is not None
+        self._cache, self._slots, self._device, self._processors = cache.tensor, batch.slots, device, processors
+        rows = list(zip(batch.offsets, batch.lengths, batch.past, range(len(batch.past)), strict=False))
+        kept = [row for row in rows if row[2] or not varlen]
+        self._single = [row for row in kept if row[1] == 1]
+        self._chunks = [row for row in kept if row[1] > 1]
+        self._fresh = [Fresh(offsets, True, device) for offsets in _runs(batch)] if varlen else []
+        self._whole = not kept
+        self._blocks = batch.blocks
+        self._launches: list[Tiles] | None = None
+
+    def attend(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scale: float,
+        window: int | None,
+    ) -> torch.Tensor:
+        store(self._cache, layer, self._slots, key, value)
+        if self._whole and len(self._fresh) == 1:
+            return self._fresh[0].attend(query, key, value, scale, window)
+        out = query.new_empty(query.shape)
+        for run in self._fresh:
+            own = slice(run.start, run.end)
+            out[own] = run.attend(query[own], key[own], value[own], scale, window)
+        if self._launches is None:
+            self._launches = list(self._cut(query.shape[1] // key.shape[1]))
+        for tiles in self._launches:
+            attend(query, self._cache, layer, tiles, out, scale, window)
+        return out
+
+    def _cut(self, group: int) -> Iterator[Tiles]:
+        head_dim = self._cache.shape[-1]
+        if self._single:
+            shape = decode_shape(group, head_dim)
+            yield self._tiles(cut(self._single, 1), shape)
+        if self._chunks:
+            shape = chunk_shape(group, head_dim)
+            yield self._tiles(cut(self._chunks, shape.tokens), shape)
+
+    def _tiles(self, tiles: list[Tile], shape: Shape) -> Tiles:
+        longest = max(tile.position + tile.tokens for tile in tiles)
+        splits = splits_for(len(tiles) * self._cache.shape[4], longest, shape.least, self._processors)
+        return Tiles(to_device(tiles, self._device), self._table(), shape, splits)
+
+    def _table(self) -> torch.Tensor:
+        width = max(map(len, self._blocks))
+        return to_device([(*blocks, *(0,) * (width - len(blocks))) for blocks in self._blocks], self._device)
+
+
+def _runs(batch: PackedBatch) -> Iterator[tuple[int, ...]]:
+    """Offsets of neighbouring sequences without a past, the end of the last included."""
+    for past, run in groupby(range(len(batch.past)), lambda n: batch.past[n] > 0):
+        if not past:
+            members = list(run)
+            yield tuple(batch.offsets[members[0] : members[-1] + 2])

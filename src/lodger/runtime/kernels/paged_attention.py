@@ -1,0 +1,232 @@
+"""Attention over a paged KV cache: one new token of many sequences, or chunks of them after any past.
+
+One program serves a tile: some tokens of one sequence and all query heads that share one key head, as the rows of one
+matrix, so that every key is read once for all of them (grouped queries, arXiv 2305.13245). It sweeps the keys with an
+online softmax (FlashAttention, arXiv 2205.14135). Where there are too few tiles to fill the card, several programs
+share the keys of a tile and a second kernel merges what they found (Flash-Decoding).
+"""
+
+# mypy: disable-error-code="import-not-found, import-untyped, untyped-decorator, no-untyped-def"
+# ruff: noqa: N803
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+from lodger.runtime.kernels.tiling import Shape
+
+LOG2_E = 1.4426950408889634
+
+
+class Tiles(NamedTuple):
+    """What one launch works on."""
+
+    records: torch.Tensor  # [tiles, 4] int32: first token in the packed row, tokens, position of the first, sequence
+    table: torch.Tensor  # [sequences, blocks] int32: block of each block_size tokens
+    shape: Shape
+    splits: int  # programs that share the keys of one tile
+
+
+def attend(
+    query: torch.Tensor,
+    cache: torch.Tensor,
+    layer: int,
+    tiles: Tiles,
+    out: torch.Tensor,
+    scale: float,
+    window: int | None,
+) -> None:
+    """Causal attention of the tokens that `tiles` names; a tile without tokens writes nothing.
+
+    Args:
+        query: [T, heads, head_dim], the last dimension contiguous.
+        cache: [layers, 2, blocks, block_size, kv_heads, head_dim]; the new tokens' keys and values are in it already.
+        out: [T, heads, head_dim], contiguous; only the rows of the tiles' tokens are written.
+        scale: factor on the scores.
+        window: keys that a query sees, counting its own; None is all.
+    """
+    heads, dim = query.shape[1:]
+    kv_heads = cache.shape[4]
+    shape, splits = tiles.shape, tiles.splits
+    programs = (len(tiles.records), kv_heads, splits)
+    parts, sums = (out, out) if splits == 1 else _workspace(programs, shape.rows, dim, query.device)
+    same = {
+        "HEADS": heads,
+        "GROUP": heads // kv_heads,
+        "DIM": dim,
+        "PADDED": max(16, triton.next_power_of_2(dim)),
+        "ROWS": shape.rows,
+        "KEYS": shape.keys,
+        "LEAST": shape.least,
+        "WINDOWED": window is not None,
+    }
+    _attend[programs](
+        query,
+        cache,
+        out,
+        parts,
+        sums,
+        tiles.records,
+        tiles.table,
+        layer,
+        window or 0,
+        scale * LOG2_E,
+        *query.stride()[:2],
+        *cache.stride()[:5],
+        tiles.table.stride(0),
+        BLOCK_SIZE=cache.shape[3],
+        SPLIT=splits > 1,
+        **same,
+        num_warps=shape.warps,
+        num_stages=shape.stages,
+    )
+    if splits > 1:
+        rows = min(shape.rows, shape.tokens * heads // kv_heads)
+        _merge[(len(tiles.records), kv_heads, rows)](
+            parts, sums, tiles.records, out, window or 0, splits, SPLITS=triton.next_power_of_2(splits), **same
+        )
+
+
+def _workspace(
+    programs: tuple[int, int, int], rows: int, dim: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What each program found [programs, rows, dim] and the logarithm of its softmax's sum [programs, rows]."""
+    parts = torch.empty((*programs, rows, dim), dtype=torch.float32, device=device)
+    return parts, torch.empty((*programs, rows), dtype=torch.float32, device=device)
+
+
+@triton.jit
+def _keys_of(first, count, window, splits, KEYS: tl.constexpr, LEAST: tl.constexpr, WINDOWED: tl.constexpr):
+    """The keys [begin, end) that a tile sees, and how many of them each of `splits` programs takes."""
+    end = first + count
+    begin = first * 0
+    if WINDOWED:
+        begin = tl.maximum(0, first - window + 1) // KEYS * KEYS
+    share = tl.cdiv(tl.cdiv(end - begin, KEYS), splits) * KEYS
+    return begin, end, tl.maximum(share, LEAST)
+
+
+@triton.jit
+def _sweep(
+    start, end, query, highest, total, found, keys, values, table, position, window, scale, cache_block, cache_slot,
+    BLOCK_SIZE: tl.constexpr, DIM: tl.constexpr, PADDED: tl.constexpr, KEYS: tl.constexpr, MASKED: tl.constexpr,
+    WINDOWED: tl.constexpr,
+):  # fmt: skip
+    """Keys [start, end), KEYS at a time. MASKED: some of them lie after a query, before its window, or past `end`."""
+    dim = tl.arange(0, PADDED)
+    for at in range(start, end, KEYS):
+        j = at + tl.arange(0, KEYS)
+        if MASKED:
+            block = tl.load(table + j // BLOCK_SIZE, mask=j < end, other=0).to(tl.int64)
+        else:
+            block = tl.load(table + j // BLOCK_SIZE).to(tl.int64)
+        slot = block * cache_block + j % BLOCK_SIZE * cache_slot
+        if MASKED:
+            known = (dim < DIM)[None, :] & (j < end)[:, None]
+            key = tl.load(keys + slot[None, :] + dim[:, None], mask=tl.trans(known), other=0.0)
+            value = tl.load(values + slot[:, None] + dim[None, :], mask=known, other=0.0)
+        elif DIM < PADDED:
+            key = tl.load(keys + slot[None, :] + dim[:, None], mask=(dim < DIM)[:, None], other=0.0)
+            value = tl.load(values + slot[:, None] + dim[None, :], mask=(dim < DIM)[None, :], other=0.0)
+        else:
+            key = tl.load(keys + slot[None, :] + dim[:, None])
+            value = tl.load(values + slot[:, None] + dim[None, :])
+        score = tl.dot(query, key, input_precision="ieee") * scale
+        if MASKED:
+            seen = j[None, :] <= position[:, None]
+            if WINDOWED:
+                seen = seen & (j[None, :] > position[:, None] - window)
+            score = tl.where(seen, score, float("-inf"))
+        higher = tl.maximum(highest, tl.max(score, 1))  # finite from the start, so that no -inf - -inf can arise
+        chance = tl.exp2(score - higher[:, None])
+        fade = tl.exp2(highest - higher)
+        total = total * fade + tl.sum(chance, 1)
+        found = tl.dot(chance.to(value.dtype), value, found * fade[:, None], input_precision="ieee")
+        highest = higher
+    return highest, total, found
+
+
+@triton.jit(do_not_specialize=["layer", "window"])
+def _attend(
+    query, cache, out, parts, sums, records, table, layer, window, scale, query_token, query_head, cache_layer,
+    cache_value, cache_block, cache_slot, cache_head, table_sequence, HEADS: tl.constexpr, GROUP: tl.constexpr,
+    DIM: tl.constexpr, PADDED: tl.constexpr, BLOCK_SIZE: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
+    LEAST: tl.constexpr, SPLIT: tl.constexpr, WINDOWED: tl.constexpr,
+):  # fmt: skip
+    tile, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    token = tl.load(records + tile * 4)
+    count = tl.load(records + tile * 4 + 1)
+    first = tl.load(records + tile * 4 + 2)
+    sequence = tl.load(records + tile * 4 + 3)
+    begin, end, share = _keys_of(first, count, window, tl.num_programs(2), KEYS, LEAST, WINDOWED)
+    start = begin + split * share
+    if (count == 0) | (start >= end):
+        return
+    end = tl.minimum(end, start + share)
+
+    row = tl.arange(0, ROWS)
+    dim = tl.arange(0, PADDED)
+    own = row // GROUP < count
+    head = kv_head * GROUP + row % GROUP
+    position = first + row // GROUP
+    at = (token + row // GROUP).to(tl.int64)
+    stored = own[:, None] & (dim < DIM)[None, :]
+    q = tl.load(query + (at * query_token + head * query_head)[:, None] + dim[None, :], mask=stored, other=0.0)
+    keys = cache + layer.to(tl.int64) * cache_layer + kv_head * cache_head
+    values = keys + cache_value
+    blocks = table + sequence.to(tl.int64) * table_sequence
+
+    highest = tl.full([ROWS], -1e30, tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    found = tl.zeros([ROWS, PADDED], tl.float32)
+    middle = start
+    if not WINDOWED:  # keys that every row of the tile sees need no mask
+        middle = start + tl.maximum(tl.minimum(end, first + 1) - start, 0) // KEYS * KEYS
+        highest, total, found = _sweep(
+            start, middle, q, highest, total, found, keys, values, blocks, position, window, scale,
+            cache_block, cache_slot, BLOCK_SIZE, DIM, PADDED, KEYS, False, False,
+        )  # fmt: skip
+    highest, total, found = _sweep(
+        middle, end, q, highest, total, found, keys, values, blocks, position, window, scale,
+        cache_block, cache_slot, BLOCK_SIZE, DIM, PADDED, KEYS, True, WINDOWED,
+    )  # fmt: skip
+
+    some = tl.where(total > 0, total, 1.0)  # a row may see none of one program's keys
+    found = found / some[:, None]
+    if SPLIT:
+        place = ((tile * tl.num_programs(1) + kv_head) * tl.num_programs(2) + split).to(tl.int64) * ROWS + row
+        tl.store(parts + place[:, None] * DIM + dim[None, :], found, mask=stored)
+        tl.store(sums + place, tl.where(total > 0, highest + tl.log2(some), float("-inf")), mask=own)
+    else:
+        place = at * HEADS + head
+        tl.store(out + place[:, None] * DIM + dim[None, :], found.to(out.dtype.element_ty), mask=stored)
+
+
+@triton.jit(do_not_specialize=["window", "splits"])
+def _merge(
+    parts, sums, records, out, window, splits, SPLITS: tl.constexpr, HEADS: tl.constexpr, GROUP: tl.constexpr,
+    DIM: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, LEAST: tl.constexpr,
+    WINDOWED: tl.constexpr,
+):  # fmt: skip
+    """One row: what its programs found, each weighed by its share of the softmax's sum."""
+    tile, kv_head, row = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    token = tl.load(records + tile * 4)
+    count = tl.load(records + tile * 4 + 1)
+    first = tl.load(records + tile * 4 + 2)
+    if row // GROUP >= count:
+        return
+    begin, end, share = _keys_of(first, count, window, splits, KEYS, LEAST, WINDOWED)
+    split = tl.arange(0, SPLITS)
+    ran = split < tl.cdiv(end - begin, share)
+    dim = tl.arange(0, PADDED)
+    place = ((tile * tl.num_programs(1) + kv_head).to(tl.int64) * splits + split) * ROWS + row
+    weight = tl.load(sums + place, mask=ran, other=float("-inf"))
+    weight = tl.exp2(weight - tl.max(weight, 0))
+    part = tl.load(parts + place[:, None] * DIM + dim[None, :], mask=ran[:, None] & (dim < DIM)[None, :], other=0.0)
+    found = tl.sum(part * weight[:, None], 0) / tl.sum(weight, 0)
+    place = (token + row // GROUP).to(tl.int64) * HEADS + kv_head * GROUP + row % GROUP
+    tl.store(out + place * DIM + dim, found.to(out.dtype.element_ty), mask=dim < DIM)
