@@ -82,7 +82,7 @@ def reporting() -> Iterator[Report]:
 
     "a/b" is a part of "a": it has a bar as long as it is under way, and no lines.
     """
-    with _work_bars() if talk().is_terminal else _work_lines() as report:
+    with _work_bars() if talk().is_interactive else _work_lines() as report:
         yield report
 
 
@@ -105,21 +105,25 @@ def _work_bars() -> Iterator[Report]:
 
     description = TextColumn("{task.description}", markup=False)
     remaining = TimeRemainingColumn(compact=True, elapsed_when_finished=True)
-    with Progress(description, BarColumn(), Amount(), remaining, console=talk()) as progress:
-        tasks: dict[str, TaskID] = {}
+    progress = Progress(description, BarColumn(), Amount(), remaining, console=talk())
+    tasks: dict[str, TaskID] = {}
 
-        def report(work: Work) -> None:
-            whole = _whole(work.title, tasks)
-            if whole and work.done == work.total:
-                if work.title in tasks:
-                    progress.remove_task(tasks.pop(work.title))
-            elif work.title in tasks:
-                progress.update(tasks[work.title], completed=work.done, total=work.total)
-            else:
-                shown = f"  {work.title.removeprefix(f'{whole}/')}" if whole else work.title
-                tasks[work.title] = progress.add_task(shown, completed=work.done, total=work.total)
+    def report(work: Work) -> None:
+        progress.start()  # with the first work, so that none leaves no empty line
+        whole = _whole(work.title, tasks)
+        if whole and work.done == work.total:
+            if work.title in tasks:
+                progress.remove_task(tasks.pop(work.title))
+        elif work.title in tasks:
+            progress.update(tasks[work.title], completed=work.done, total=work.total)
+        else:
+            shown = f"  {work.title.removeprefix(f'{whole}/')}" if whole else work.title
+            tasks[work.title] = progress.add_task(shown, completed=work.done, total=work.total)
 
+    try:
         yield report
+    finally:
+        progress.stop()
 
 
 class _Lines:

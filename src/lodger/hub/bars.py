@@ -25,14 +25,16 @@ class Bar:
         return Bar(f"{self._title}/{name}", total, self._report, whole=self)
 
     def advance(self, count: int) -> None:
-        self.move_to(self._done + count)
+        with self._lock:
+            self.move_to(self._done + count)
 
     def move_to(self, done: int) -> None:
-        with self._lock:
-            count, self._done = min(max(0, done), self._total) - self._done, min(max(0, done), self._total)
+        with self._lock:  # of a part before that of its whole, never the other way round
+            done = min(max(0, done), self._total)
+            count, self._done = done - self._done, done
             now = time.monotonic()
-            if self._done == self._total or now - self._told >= INTERVAL:
+            if now - self._told >= INTERVAL or (count and done == self._total):
                 self._told = now
-                self._report(Work(self._title, self._done, self._total))
-        if self._whole:
-            self._whole.advance(count)
+                self._report(Work(self._title, done, self._total))
+            if self._whole:
+                self._whole.advance(count)
