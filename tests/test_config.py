@@ -55,6 +55,7 @@ api_key: secret
 reserve: 512MiB
 device: cuda:1
 home: state
+hub: huggingface
 models:
   1.5:
     path: /abs/model
@@ -71,6 +72,7 @@ models:
     first, named, known = config.models
     assert config.home == tmp_path / "state"
     assert (config.reserve, config.device, config.api_key) == (512 * MIB, "cuda:1", "secret")
+    assert config.hub == "huggingface"
     assert first == ModelSpec(
         uid="1.5",
         path="/abs/model",
@@ -108,6 +110,7 @@ MODELS = "models: {chat: folder}\n"
         (MODELS + "port: true\n", "lodger.yaml:2: port should be a valid integer, not True.", ""),
         (MODELS + "reserve: lots\n", "reserve should be a size such as 14GiB or 512MiB, not 'lots'.", ""),
         (MODELS + "reserve: -1\n", "reserve should be greater than or equal to 0, not -1.", ""),
+        (MODELS + "hub: hf\n", "lodger.yaml:2: hub should be 'modelscope' or 'huggingface', not 'hf'.", ""),
         (MODELS + "device: gpu\n", "device should be one of cpu, cuda, cuda:0, not 'gpu'.", ""),
         ("models: {chat: {kind: chatty}}", "models.chat.kind should be 'chat', 'embedding' or 'rerank', not 'ch", ""),
         ("models: {chat: {dtype: int8}}", "models.chat.dtype should be one of float32, bfloat16, float16, not 'i", ""),
