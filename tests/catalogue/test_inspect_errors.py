@@ -82,7 +82,8 @@ def test_another_head_names_those_of_its_type(folder: Path, architectures: Any) 
 @pytest.mark.parametrize(
     ("family", "kind", "said"),
     [
-        ("qwen3", "embedding", "serves chat, not embedding"),
+        ("qwen3", "embedding", "serves chat or rerank, not embedding"),
+        ("llama", "rerank", "serves chat, not rerank"),
         ("minilm", "chat", "serves embedding or rerank, not chat"),
         ("bge-reranker", "embedding", "serves rerank, not embedding"),
     ],
@@ -90,6 +91,12 @@ def test_another_head_names_those_of_its_type(folder: Path, architectures: Any) 
 def test_a_kind_that_the_folder_is_not(tiny: Tiny, family: str, kind: Any, said: str) -> None:
     with pytest.raises(WrongKind, match=said):
         inspect_folder(tiny(family), kind=kind)
+
+
+def test_an_embedder_that_lost_its_files_is_told_which(tiny: Tiny) -> None:
+    with pytest.raises(WrongKind) as caught:
+        inspect_folder(tiny("qwen3"), kind="embedding")
+    assert "has a modules.json: fetch it" in str(caught.value.hint)
 
 
 def test_quantised_checkpoints_are_refused(folder: Path) -> None:

@@ -181,10 +181,11 @@ def test_a_logit_score_of_other_tokens_is_refused(judge: Path, ids: dict[str, An
 
 
 def test_modules_that_do_not_fit_the_architecture(tiny: Tiny, tmp_path: Path) -> None:
-    for family, last in (("minilm", "cross_encoder.modules.LogitScore"), ("bge-reranker", "models.Pooling")):
+    logits, pooling = "cross_encoder.modules.LogitScore", "models.Pooling"
+    for family, last in (("minilm", logits), ("llama", logits), ("bge-reranker", pooling)):
         folder = shutil.copytree(tiny(family), tmp_path / family)
         modules(folder, "sentence_transformers.models.Transformer", f"sentence_transformers.{last}")
-        with pytest.raises(ModelProblem, match=r"modules\.json is for .* is not made for"):
+        with pytest.raises(ModelProblem, match=r"modules\.json is for .* is not served for"):
             inspect_folder(folder)
 
 

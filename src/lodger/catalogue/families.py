@@ -20,12 +20,13 @@ class Family:
     positions_after_pad: bool = False  # positions count from pad_token_id + 1, which shortens the usable context
     tied_by_default: bool = False  # transformers' default where config.json has no tie_word_embeddings
     causal: bool = False  # a decoder, with rotary positions
+    yes_no: bool = False  # rerankers are made of it that answer yes or no to the official template
     token_heads: bool = False  # embedders of it may have bge-m3's heads over tokens
 
 
-def _decoder(prefix: str) -> Family:
+def _decoder(prefix: str, yes_no: bool = False) -> Family:
     # The bare model has no output projection: embedders are saved as it, and their last token knows the whole text.
-    return Family({f"{prefix}ForCausalLM": "chat", f"{prefix}Model": "embedding"}, "last", causal=True)
+    return Family({f"{prefix}ForCausalLM": "chat", f"{prefix}Model": "embedding"}, "last", causal=True, yes_no=yes_no)
 
 
 def _encoder(prefix: str, pooling: Pooling, positions_after_pad: bool, token_heads: bool = False) -> Family:
@@ -40,7 +41,7 @@ def _encoder(prefix: str, pooling: Pooling, positions_after_pad: bool, token_hea
 # Pooling defaults: sentence-transformers takes the mean where a folder says nothing; the XLM-RoBERTa embedders that are
 # published without its files (bge-m3 in FlagEmbedding's layout) take the first token.
 FAMILIES: dict[str, Family] = {
-    "qwen3": _decoder("Qwen3"),
+    "qwen3": _decoder("Qwen3", yes_no=True),
     "qwen2": _decoder("Qwen2"),
     "llama": _decoder("Llama"),
     "bert": _encoder("Bert", "mean", positions_after_pad=False),

@@ -25,12 +25,6 @@ from lodger.catalogue.weights import weigh
 from lodger.errors import FolderMissing, ModelProblem, UnknownArchitecture, WrongKind
 from lodger.tasks import Kind
 
-_KINDS_OF_MODULES: dict[Kind, tuple[Kind | None, ...]] = {  # by the kind of the architecture
-    "chat": (None, "embedding", "rerank"),
-    "embedding": (None, "embedding"),
-    "rerank": (None,),
-}
-
 
 class _Identity(NamedTuple):
     """What a folder is, before anybody asks for something."""
@@ -40,6 +34,12 @@ class _Identity(NamedTuple):
     family: Family
     modules: Modules
     kind: Kind
+
+    @property
+    def served(self) -> tuple[Kind, ...]:
+        """What can be asked of it, its own kind first. Embedding models rerank by their vectors."""
+        by_logits = self.kind == "chat" and self.family.yes_no
+        return (self.kind, "rerank") if by_logits or self.kind == "embedding" else (self.kind,)
 
 
 def inspect_folder(path: str | os.PathLike[str], kind: Kind | None = None) -> ModelFacts:
@@ -113,10 +113,11 @@ def _refuse_unserved(folder: Path, config: Fields, identity: _Identity) -> None:
         )
     if config.values.get("position_embedding_type", "absolute") != "absolute":
         raise ModelProblem(f"{folder.name} has relative positions in its attention, which are not served.")
-    if identity.modules.kind not in _KINDS_OF_MODULES[identity.family.architectures[identity.architecture]]:
-        raise ModelProblem(
-            f"modules.json is for {identity.modules.kind}, which {identity.architecture} is not made for."
-        )
+    made_for = identity.family.architectures[identity.architecture]
+    judges: tuple[Kind, ...] = ("rerank",) if identity.family.yes_no else ()
+    chains: dict[Kind, tuple[Kind, ...]] = {"chat": ("embedding", *judges), "embedding": ("embedding",), "rerank": ()}
+    if identity.modules.kind and identity.modules.kind not in chains[made_for]:
+        raise ModelProblem(f"modules.json is for {identity.kind}, which {identity.architecture} is not served for.")
     # Embedders made of decoders that see the whole text bring their own code, or a flag that transformers follows.
     own_code = identity.kind == "embedding" and "AutoModel" in config.object("auto_map")
     if identity.family.causal and (own_code or not config.flag("is_causal", default=True)):
@@ -142,15 +143,16 @@ def _check_tokenizer(folder: Path) -> None:
 
 
 def _choose_kind(folder: Path, identity: _Identity, asked: Kind | None) -> Kind:
-    if asked in (None, identity.kind):
+    if asked is None:
         return identity.kind
-    if asked == "rerank":  # by its vectors, or by its logits
-        return "rerank"
-    fits = "embedding or rerank" if identity.kind == "embedding" else identity.kind
+    if asked in identity.served:
+        return asked
+    fits = " or ".join(identity.served)
+    hint = f"Ask for {fits}, or leave the kind out."
+    if (identity.kind, asked) == ("chat", "embedding"):
+        hint = f"An embedding model of this type has a modules.json: fetch it, or ask for {fits}."
     raise WrongKind(
-        f"{folder.name} holds {identity.architecture}, which serves {fits}, not {asked}.",
-        hint=f"Ask for {fits}, or leave the kind out.",
-        param="model_type",
+        f"{folder.name} holds {identity.architecture}, which serves {fits}, not {asked}.", hint=hint, param="model_type"
     )
 
 
