@@ -94,8 +94,7 @@ class DenseDecoder:
         plan = current_plan()
         for layer in self.layers:
             hidden = layer.out(self._attend(layer, layer.before_attention(hidden), cos, sin, plan)).add_(hidden)
-            gate, up = layer.gate_up(layer.before_mlp(hidden)).chunk(2, dim=-1)
-            hidden = layer.down(silu(gate).mul_(up)).add_(hidden)
+            hidden = _feed_forward(layer, layer.before_mlp(hidden)).add_(hidden)
         return self.norm(hidden)
 
     def _attend(
@@ -110,6 +109,12 @@ class DenseDecoder:
         turned = torch.addcmul(turned * cos, turned.roll(self.head_dim // 2, -1), sin)
         query, key = turned.split_with_sizes((self.heads, self.kv_heads), dim=1)
         return plan.attend(layer.number, query, key, value, self.scale, layer.window).flatten(1)
+
+
+def _feed_forward(layer: Layer, x: torch.Tensor) -> torch.Tensor:
+    """A function of its own, so that its gates are given back before the next layer's attention."""
+    gate, up = layer.gate_up(x).chunk(2, dim=-1)
+    return layer.down(silu(gate).mul_(up))
 
 
 def _layer(number: int, layer: Any, placement: Placement) -> Layer:
