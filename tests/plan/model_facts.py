@@ -22,6 +22,7 @@ QWEN3_4B = ModelFacts(
     vocab_size=151_936,
     context_length=262_144,
     tied_embeddings=True,
+    causal=True,
     chat_template=True,
 )
 BGE_M3 = ModelFacts(
@@ -79,6 +80,7 @@ SMOLLM2 = ModelFacts(
     vocab_size=49_152,
     context_length=8192,
     tied_embeddings=True,
+    causal=True,
     chat_template=True,
 )
 MINILM = ModelFacts(

@@ -84,6 +84,35 @@ def test_dtype_on_a_gpu(facts: object, stored: dict[str, int], capability: tuple
     assert footprint.choose_dtype(device, msgspec.structs.replace(facts, stored_bytes=stored), None) == chosen
 
 
+def test_heads_are_float32_beside_a_model_in_any_precision() -> None:
+    m3 = msgspec.structs.replace(BGE_M3, token_heads=("sparse", "colbert"))  # 1,025 and 1,024 * 1,025 parameters
+    assert footprint.weights(m3, "float16", GPU) - footprint.weights(BGE_M3, "float16", GPU) == 2 * 1_050_625
+    assert footprint.weights(m3, "float32", CPU) == footprint.weights(BGE_M3, "float32", CPU)
+
+
+def test_a_decoder_that_encodes_has_no_logits_and_no_cache() -> None:
+    embedder = msgspec.structs.replace(QWEN3_4B, kind="embedding", pooling="last", chat_template=False)
+    reranker = msgspec.structs.replace(QWEN3_4B, kind="rerank", rerank_method="yes-no", chat_template=False)
+    for facts in (embedder, reranker):
+        assert footprint.kv_bytes_per_token(facts, "bfloat16", GPU) == 0
+        size = footprint.activations(facts, "bfloat16", GPU, step_tokens=8192, context=8192, kv_tokens=0)
+        assert size == 8192 * (3 * 2560 + 4 * 9728) * 2
+    rows = footprint.weights(reranker, "bfloat16", GPU) - footprint.weights(embedder, "bfloat16", GPU)
+    assert rows == 2 * 2560 * 4
+    full = msgspec.structs.replace(embedder, stored_bytes={"float32": 8})
+    assert footprint.choose_dtype(GPU, full, None) == "bfloat16"
+
+
+def test_a_cpu_holds_the_largest_answer_and_float32_products_in_memory() -> None:
+    size = {"step_tokens": 512, "context": 512, "kv_tokens": 0}
+    m3 = msgspec.structs.replace(BGE_M3, token_heads=("sparse", "colbert"))
+    dense = footprint.activations(BGE_M3, "float32", CPU, **size)
+    assert footprint.activations(m3, "float32", CPU, **size) == dense + footprint.ANSWER
+    assert footprint.activations(m3, "float16", GPU, **size) == footprint.activations(BGE_M3, "float16", GPU, **size)
+    embedder = msgspec.structs.replace(QWEN3_4B, kind="embedding")
+    assert footprint.activations(embedder, "bfloat16", CPU, **size) == 512 * (3 * 2560 + 6 * 9728) * 2
+
+
 def test_dtype_on_a_cpu_is_the_upper_bound_unless_asked() -> None:
     assert footprint.choose_dtype(CPU, QWEN3_4B, None) == "float32"
     assert footprint.choose_dtype(CPU, QWEN3_4B, "bfloat16") == "bfloat16"

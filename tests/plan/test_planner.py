@@ -19,7 +19,10 @@ from lodger.plan.values import Candidate, Plan
 from lodger.units import GIB, MIB
 
 BI_ENCODER = msgspec.structs.replace(MINILM, kind="rerank", rerank_method="bi-encoder")
-ALL_FACTS = [QWEN3_4B, SMOLLM2, BGE_M3, RERANKER, MINILM, BI_ENCODER]
+YES_NO = msgspec.structs.replace(QWEN3_4B, kind="rerank", rerank_method="yes-no")
+WHOLE_M3 = msgspec.structs.replace(BGE_M3, token_heads=("sparse", "colbert"))
+MULTI_VECTOR = msgspec.structs.replace(WHOLE_M3, kind="rerank", rerank_method="multi-vector")
+ALL_FACTS = [QWEN3_4B, SMOLLM2, BGE_M3, RERANKER, MINILM, BI_ENCODER, YES_NO, WHOLE_M3, MULTI_VECTOR]
 
 
 def gpu(free: float, total: float = 80, ours: float = 0) -> DeviceView:
@@ -198,6 +201,11 @@ def test_a_bi_encoder_reranker_uses_the_weights_of_its_embedding_model() -> None
     (alone,) = plan(cpu(free=8), (candidate("r", BI_ENCODER),)).models
     assert alone.shares is None
     assert alone.budget == reranker.budget
+
+
+def test_a_chat_model_and_a_reranker_of_its_folder_keep_different_rows_of_it() -> None:
+    models = plan(gpu(free=40), (candidate("a", QWEN3_4B), candidate("b", YES_NO))).models
+    assert [model.shares for model in models] == [None, None]
 
 
 def test_two_models_of_one_folder_share_its_weights_in_one_dtype() -> None:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import psutil
 import torch
 
-from lodger.catalogue.facts import ModelFacts, RerankMethod
+from lodger.catalogue.facts import ModelFacts, RerankMethod, TokenHead
 from lodger.engines.base import LoadedInfo, LoadRequest
 from lodger.engines.native_embed import EmbeddingModel
 from lodger.engines.native_encode import EncodingModel
@@ -46,6 +46,7 @@ class _Key(NamedTuple):
     architecture: str
     dtype: str | None  # as asked for
     output_rows: int  # of the output projection
+    token_heads: tuple[TokenHead, ...]
 
 
 class NativeEngine:
@@ -103,7 +104,7 @@ class NativeEngine:
         start = time.monotonic()
         facts, budget, uid = request.facts, request.budget, request.spec.uid
         tokenizer = Tokenizer.load(facts.path, lowercase=facts.lowercase)
-        key = _Key(facts.path, facts.architecture, request.dtype, facts.output_rows)
+        key = _Key(facts.path, facts.architecture, request.dtype, facts.output_rows, facts.token_heads)
         shared = key in self._runners
         if not shared:
             candidates, answers = precisions(facts, request.dtype, self._device), _answers(facts, tokenizer)

@@ -119,7 +119,7 @@ def demands(device: DeviceView, candidates: Iterable[Candidate]) -> tuple[Demand
     ordered = sorted(candidates, key=lambda candidate: candidate.spec.uid)
     for candidate in ordered:
         _check_context(candidate)
-    owners: dict[tuple[str, str, str | None], str] = {}
+    owners: dict[tuple[object, ...], str] = {}
     for candidate in sorted(ordered, key=_ownership):
         owners.setdefault(_weights_key(device, candidate), candidate.spec.uid)
     wants = []
@@ -135,11 +135,11 @@ def _ownership(candidate: Candidate) -> tuple[bool, bool]:
     return not held, candidate.facts.kind != "embedding"
 
 
-def _weights_key(device: DeviceView, candidate: Candidate) -> tuple[str, str, str | None]:
+def _weights_key(device: DeviceView, candidate: Candidate) -> tuple[object, ...]:
     """Equal for models that an engine gives the same weights. On a CPU it measures the dtype that nobody asked for."""
     facts, asked = candidate.facts, candidate.spec.dtype
     dtype = asked if device.kind == "cpu" else footprint.choose_dtype(device, facts, asked)
-    return facts.path, facts.architecture, dtype
+    return facts.path, facts.architecture, dtype, facts.output_rows, facts.token_heads
 
 
 def needed(device: DeviceView, wants: tuple[Demand, ...], levels: Mapping[str, int] = MappingProxyType({})) -> int:

@@ -22,6 +22,9 @@ WORKER_CPU = 420 * MIB
 # its merges, 664 for a Unigram of 250,002.
 TOKENIZER_ENTRY = 720
 LOGITS_ROWS = 64  # rows of logits at once: the runtime runs so many sequences in one step (MAX_RUNNING)
+# A vector for every token: a worker on a CPU held 330 MiB more while its largest answer, 63 MiB of them, went out (as
+# tensors, as bytes, as a message, as a frame and in the socket's buffer; psutil, 16,000 tokens of 1,024 dimensions).
+ANSWER = 330 * MIB
 PLAIN_MLP = frozenset({"bert", "roberta", "xlm-roberta"})  # the other families' feed-forward has a gate
 
 
@@ -41,17 +44,22 @@ def choose_dtype(device: DeviceView, facts: ModelFacts, asked: str | None) -> st
     stored = max(facts.stored_bytes, key=lambda name: facts.stored_bytes[name], default="float32")
     if stored in HALF:
         return stored
-    return "bfloat16" if facts.generates else "float16"
+    return "bfloat16" if facts.causal else "float16"
 
 
 def weights(facts: ModelFacts, dtype: str, device: DeviceView) -> int:
     """Bytes of the parameters on the device, each converted to `dtype`, tied tensors once.
 
     A CPU that stores float16 looks tokens up in one table and multiplies with another, so tied tensors count twice.
+    The heads of an encoder are float32 whatever the model is: bge-m3's are h + 1 and, with vectors of h dimensions as
+    published, h * (h + 1) of its parameters; a "yes-no" reranker keeps two rows of its output projection.
     """
     twice = device.kind == "cpu" and dtype == "float16" and facts.generates and facts.tied_embeddings
     table = facts.vocab_size * facts.hidden_size if twice else 0
-    return (facts.parameters + table) * ITEMSIZE[dtype]
+    rows = {"sparse": 1, "colbert": facts.hidden_size}
+    heads = sum(rows[head] for head in facts.token_heads) * (facts.hidden_size + 1) * (4 - ITEMSIZE[dtype])
+    answers = 2 * facts.hidden_size * 4 if facts.rerank_method == "yes-no" else 0
+    return (facts.parameters + table) * ITEMSIZE[dtype] + heads + answers
 
 
 def kv_bytes_per_token(facts: ModelFacts, dtype: str, device: DeviceView) -> int:
@@ -73,17 +81,24 @@ def activations(
 
     The larger of the two halves of a layer, for T tokens: attention 3h + 6HD + 6KD (residual, normed input, q, k, v,
     and in turn their normed, rolled and rotated copies) and feed-forward 3h + 4i, or 3h + 3i without a gate. Compared
-    with the allocations of transformers' own classes under torch's profiler (Qwen3, Llama, XLM-RoBERTa, BERT; 512
-    tokens): the float32 peak is 3h + 3i (gated) and 3h + 2i (plain); bfloat16 on a CPU takes one more i.
+    with the allocations under torch's profiler (XLM-RoBERTa and BERT by transformers' own classes, Qwen3 by ours; 512
+    and 2,048 tokens): the float32 peak is 3h + 3i (gated) and 3h + 2i (plain). bfloat16 on a CPU takes 3h + 6i (gated)
+    and 3h + 3i (plain), because oneDNN makes a product in float32 first, the widest one with all gates.
+
+    An encoder's heads run when the layers are done and take less than its attention: the hidden states, their float32
+    copy and two float32 numbers for each of a bge-m3 vector are 4h in float32 and 7h in a half precision (measured 3h
+    and 6h, late interaction with a query of 2,000 tokens included).
     """
     b = _computed(dtype, device)
     h, i = facts.hidden_size, facts.intermediate_size
     queries, keys = facts.attention_heads * facts.head_dim, facts.kv_heads * facts.head_dim
     attention = 3 * h + 6 * queries + 6 * keys
-    feed_forward = 3 * h + (3 if facts.model_type in PLAIN_MLP else 4) * i
+    gated = 6 if device.kind == "cpu" and b == 2 else 4
+    feed_forward = 3 * h + (3 if facts.model_type in PLAIN_MLP else gated) * i
     peak = step_tokens * max(attention, feed_forward) * b
     if not facts.generates:
-        return peak
+        answers = device.kind == "cpu" and facts.kind == "embedding" and "colbert" in facts.token_heads
+        return peak + (ANSWER if answers else 0)
     return peak + _logits(facts, b) + _attention(keys, b, step_tokens, context, kv_tokens)
 
 

@@ -39,8 +39,7 @@ _NOT_THE_FOLDERS = {"auto_map", "attn_implementation", "experts_implementation",
 def build(facts: ModelFacts) -> PreTrainedModel:
     """The model of `facts` without memory for its weights (meta device), attending through our function.
 
-    Decoders and embedders are their base model, which gives hidden states; the cross-encoders among the encoders come
-    with their classifier.
+    Decoders and embedders are their base model, which gives hidden states; cross-encoders come with their classifier.
 
     Raises:
         UnknownArchitecture: not served, or a family that would mix packed requests.
@@ -54,7 +53,7 @@ def build(facts: ModelFacts) -> PreTrainedModel:
     config = getattr(import_module(f"{package}.configuration_{classes.package}"), f"{classes.prefix}Config")
     modeling = import_module(f"{package}.modeling_{classes.package}")
     options: dict[str, Any] = {}
-    if facts.rerank_method == "cross-encoder" and not classes.decoder:
+    if facts.rerank_method == "cross-encoder":
         cls = getattr(modeling, f"{classes.prefix}ForSequenceClassification")
     else:
         cls = getattr(modeling, f"{classes.prefix}Model")

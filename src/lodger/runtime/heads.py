@@ -95,12 +95,13 @@ class ClassifierHead(_OneRow):
         return logits.float()
 
 
-class LastTokenHead(_OneRow):
-    """[N, 1] logits from the last token of each text: one score, or how far "yes" is before "no".
+class YesNoHead(_OneRow):
+    """[N, 1]: how far the logit of "yes" is before that of "no" as the next token.
+
+    Softmax over the two is the sigmoid of their difference.
 
     Args:
-        weights: of one row (a decoder's classifier), or of two rows of the output projection, "yes" first. Softmax over
-            these two is the sigmoid of their difference.
+        weights: their rows of the output projection, "yes" first.
     """
 
     def __init__(self, weights: HeadWeights) -> None:
@@ -108,7 +109,7 @@ class LastTokenHead(_OneRow):
 
     def __call__(self, hidden: torch.Tensor, offsets: tuple[int, ...]) -> torch.Tensor:
         logits = self._weights(pool(hidden, offsets, "last"))
-        return logits if logits.shape[1] == 1 else logits[:, :1] - logits[:, 1:]
+        return logits[:, :1] - logits[:, 1:]
 
 
 class SparseHead:
@@ -163,7 +164,7 @@ class LateInteraction(_OneRow):
         lengths = _lengths(offsets, hidden.device) - 1
         best = hidden.new_zeros((len(lengths), 1), dtype=torch.float32)
         # So many of the query's vectors at once that the similarities are no larger than the vectors.
-        for part in self._query.split(self._colbert.dimensions):
+        for part in torch.split(self._query, self._colbert.dimensions):
             most = torch.segment_reduce(vectors @ part.T, "max", lengths=lengths, axis=0)
             best += most.sum(dim=1, keepdim=True)
         return best.div_(len(self._query))

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import torch
 from transformers import PreTrainedModel
 
-from lodger.catalogue.facts import ModelFacts
+from lodger.catalogue.facts import ModelFacts, TokenHead
+from lodger.catalogue.token_heads import STEMS
 from lodger.errors import DamagedWeights
 from lodger.runtime.heads import (
     ClassifierHead,
@@ -16,13 +17,13 @@ from lodger.runtime.heads import (
     EmbeddingHead,
     Head,
     HeadWeights,
-    LastTokenHead,
     SparseHead,
+    YesNoHead,
 )
 from lodger.runtime.layers import Placement
 from lodger.runtime.weights import Checkpoint, read_file
 
-LM_HEAD, CLASSIFIER = "lm_head.weight", "score.weight"
+LM_HEAD = "lm_head.weight"
 
 
 class StoredHead(NamedTuple):
@@ -51,8 +52,6 @@ def read_heads(
     heads: dict[str, StoredHead] = {name: _token_head(facts, name) for name in facts.token_heads}
     if answers is not None:
         heads["score"] = StoredHead(output_projection(facts, model, checkpoint)[list(answers)], None)
-    elif facts.causal and facts.rerank_method == "cross-encoder":
-        heads["score"] = _checked(CLASSIFIER, StoredHead(_tensor(checkpoint, CLASSIFIER), None), facts, rows=1)
     return heads
 
 
@@ -63,7 +62,9 @@ def output_projection(facts: ModelFacts, model: PreTrainedModel, checkpoint: Che
         DamagedWeights: it is missing or of another shape.
     """
     if not facts.tied_embeddings:
-        return _checked(LM_HEAD, StoredHead(_tensor(checkpoint, LM_HEAD), None), facts, facts.vocab_size).weight
+        if LM_HEAD not in checkpoint.tensors:
+            raise DamagedWeights(f"the weights lack {LM_HEAD}, and config.json does not tie it to the embedding.")
+        return _checked(LM_HEAD, checkpoint.tensors[LM_HEAD], (facts.vocab_size, facts.hidden_size))
     table = model.get_input_embeddings().weight
     assert isinstance(table, torch.Tensor)
     return table
@@ -82,7 +83,7 @@ def make_heads(
     }
     heads: dict[str, Head] = {}
     if "score" in weights:
-        heads["score"] = LastTokenHead(weights["score"])
+        heads["score"] = YesNoHead(weights["score"])
     elif facts.rerank_method == "cross-encoder":
         heads["score"] = ClassifierHead(model)
     else:
@@ -94,27 +95,19 @@ def make_heads(
     return heads
 
 
-def _token_head(facts: ModelFacts, name: str) -> StoredHead:
-    file = f"{name}_linear.safetensors"
+def _token_head(facts: ModelFacts, name: TokenHead) -> StoredHead:
+    file = f"{STEMS[name]}.safetensors"
     found = read_file(Path(facts.path) / file)
-    if found.keys() != {"weight", "bias"}:
-        raise DamagedWeights(f"{file} holds {', '.join(sorted(found))[:80] or 'nothing'}, not weight and bias.")
-    return _checked(file, StoredHead(found["weight"], found["bias"]), facts, rows=1 if name == "sparse" else None)
+    if found.keys() != {"weight", "bias"} or found["bias"].dim() != 1:
+        raise DamagedWeights(f"{file} holds {str(sorted(found))[1:-1][:80] or 'nothing'}, not a weight and a bias.")
+    rows = 1 if name == "sparse" else len(found["bias"])
+    return StoredHead(_checked(file, found["weight"], (rows, facts.hidden_size)), found["bias"])
 
 
-def _checked(name: str, head: StoredHead, facts: ModelFacts, rows: int | None) -> StoredHead:
-    shape, bias = head.weight.shape, head.bias
-    expected = (shape[0] if rows is None and shape else rows, facts.hidden_size)
-    fits = tuple(shape) == expected and head.weight.is_floating_point()
-    if not fits or (bias is not None and (bias.shape != shape[:1] or not bias.is_floating_point())):
+def _checked(name: str, weight: torch.Tensor, expected: tuple[int, int]) -> torch.Tensor:
+    if weight.shape != expected or not weight.is_floating_point():
         raise DamagedWeights(
-            f"{name} has the shape {list(shape)}, and the model asks for {rows or 'any'} x {facts.hidden_size}.",
+            f"{name} has the shape {list(weight.shape)}, the model asks for {list(expected)} of floats.",
             hint="Fetch it again, from the same model.",
         )
-    return head
-
-
-def _tensor(checkpoint: Checkpoint, name: str) -> torch.Tensor:
-    if name not in checkpoint.tensors:
-        raise DamagedWeights(f"the weights lack {name}.", hint="Fetch the model's files again.")
-    return checkpoint.tensors[name]
+    return weight

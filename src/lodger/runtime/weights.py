@@ -13,7 +13,7 @@ from lodger.catalogue.safetensors_header import StoredTensor, read_folder, read_
 from lodger.errors import DamagedWeights
 
 # Tensors that published checkpoints hold and that no forward here uses: buffers, and heads of other tasks.
-_UNUSED = re.compile(r"(^|\.)(position_ids|token_type_ids|inv_freq|masked_bias)$|(^|\.)pooler\.|^(lm_head|cls|score)\.")
+_UNUSED = re.compile(r"(^|\.)(position_ids|token_type_ids|inv_freq|masked_bias)$|(^|\.)pooler\.|^lm_head\.|^cls\.")
 _OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 
 
@@ -45,7 +45,7 @@ class Checkpoint:
     def fill(self, model: PreTrainedModel) -> None:
         """Make every parameter of `model` the view of its tensor, and compute its buffers.
 
-        A head beside the base model (`lm_head.weight`, `score.weight`) stays in `tensors`, for whoever wants it.
+        An output projection beside the base model (`lm_head.weight`) stays in `tensors`, for whoever wants it.
 
         Raises:
             DamagedWeights: names tensors that are missing, of another shape, or that belong to no part of the model.
