@@ -131,23 +131,24 @@ def _perform(call: Call, hub: Hub, slept: list[float]) -> Result:
     return result
 
 
-def _without_sleep() -> list[float]:
+def _without_sleep(slept: list[float]) -> None:
+    """ModelScope's downloads wait for an event instead of sleeping."""
     from modelscope_hub import _download_control
-
-    slept: list[float] = []
 
     def sleep(_: Any, seconds: float) -> None:
         slept.append(seconds)
 
-    time.sleep = slept.append  # type: ignore[assignment]
     _download_control._DownloadControl.sleep = sleep  # type: ignore[assignment]
-    return slept
 
 
 def main() -> None:
-    slept, hubs = _without_sleep(), {name: open_hub(name) for name in TABLE}
+    slept: list[float] = []
+    time.sleep = slept.append  # type: ignore[assignment]
+    hubs = {name: open_hub(name) for name in TABLE}  # imports what sleeps
     for line in sys.stdin.buffer:
         call = msgspec.json.decode(line, type=Call)
+        if call.hub == "modelscope":
+            _without_sleep(slept)
         sys.stdout.buffer.write(msgspec.json.encode(_perform(call, hubs[call.hub], slept)) + b"\n")
         sys.stdout.buffer.flush()
 

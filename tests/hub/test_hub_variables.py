@@ -29,19 +29,23 @@ def fetch(child: SdkChild, name: HubName, folder: Path) -> None:
 
 
 @every_hub
-@pytest.mark.parametrize("gated", [False, True])
-def test_a_token_opens_a_model_and_stays_with_the_hub(
-    name: HubName, gated: bool, hub: HubServer, tmp_path: Path
-) -> None:
-    hub.add(REPO, FILES, token="open-sesame", gated=gated)
+def test_a_token_opens_a_model_and_stays_with_the_hub(name: HubName, hub: HubServer, tmp_path: Path) -> None:
+    hub.add(REPO, FILES, token="open-sesame", gated=True)
+    hub.add("acme/private", FILES, token="open-sesame")
     environment = hub.environment(tmp_path / "home")
-    with SdkChild(environment) as child, pytest.raises(HubRefused, match="401") as caught:
-        fetch(child, name, tmp_path / "without")
-    assert TOKENS[name] in caught.value.text
-    with SdkChild({**environment, TOKENS[name]: "wrong"}) as child, pytest.raises(HubRefused, match="40[34]"):
-        fetch(child, name, tmp_path / "wrong")
+    for token, status in (({}, "401"), ({TOKENS[name]: "wrong"}, "40[34]")):
+        with SdkChild({**environment, **token}) as child:
+            with pytest.raises(HubRefused, match=status) as caught:
+                child.list_files(name, "acme/private")
+            assert TOKENS[name] in caught.value.text
+            listing = child.list_files(name, REPO)  # what is in a gated model is no secret
+            for path in FILES:
+                with pytest.raises(HubRefused, match="only to those who may have it") as caught:
+                    child.download(listing, path, tmp_path / "part")
+                assert TOKENS[name] in caught.value.text
     with SdkChild({**environment, TOKENS[name]: "open-sesame"}) as child:
-        fetch(child, name, tmp_path / "with")
+        assert len(child.list_files(name, "acme/private").files) == len(FILES)
+        fetch(child, name, tmp_path / "part")
     assert not [seen for seen in hub.requests if seen.host == "cdn" and "open-sesame" in str(seen.headers)]
 
 
