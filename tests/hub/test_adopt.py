@@ -49,6 +49,7 @@ def test_a_linked_folder_is_adopted_where_it_is(world: World, tmp_path: Path) ->
     assert pulled.folder == str(world.folder)
     assert world.folder.is_symlink()
     assert contents(tmp_path / "elsewhere" / "x") == CHOSEN
+    assert (tmp_path / "elsewhere" / ".x.lock").exists()  # and parts come on the disk that the folder is on
 
 
 def test_verify_looks_at_every_byte_without_asking_anyone(world: World) -> None:

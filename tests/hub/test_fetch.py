@@ -65,8 +65,21 @@ def test_an_error_leaves_what_has_come_for_the_next_time(world: World, monkeypat
 
 @pytest.mark.parametrize("path", ["README.md", "model.safetensors"], ids=["git's sha1", "sha256"])
 def test_wrong_bytes_are_thrown_away_and_fetched_again(world: World, path: str) -> None:
-    flip, cut = (lambda data, path: data[:-1] + b"\0"), (lambda data, path: data[:-1])
+    left: list[Path] = []
+
+    def flip(data: bytes, path: Path) -> bytes:
+        left.extend(path.parent.iterdir())
+        return data[:-1] + b"\0"
+
+    def cut(data: bytes, path: Path) -> bytes:
+        return flip(data, path)[:-1]
+
+    world.modelscope.sends = {path: [flip, cut, flip]}
+    with pytest.raises(DamagedDownload):
+        world.fetch()
+    assert left == []  # nothing of it is gone on with
     world.modelscope.sends = {path: [flip, cut]}
+    world.forget()
     world.fetch()
     assert world.modelscope.downloads.count(path) == 3
     assert contents(world.folder) == CHOSEN
@@ -176,6 +189,25 @@ def test_what_has_come_already_needs_no_more_disk(world: World, monkeypatch: pyt
     monkeypatch.setattr(staging.shutil, "disk_usage", lambda path: usage._replace(free=staging.MARGIN + 21))
     with pytest.raises(NotEnoughDisk):
         world.fetch()
+
+
+def test_a_part_that_has_come_counts(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(download, "AT_ONCE", 1)
+    needed = sum(map(len, CHOSEN.values())) + staging.MARGIN
+
+    def some(data: bytes, path: Path) -> bytes:
+        path.write_bytes(data[:200_000])
+        raise HubRefused("enough")
+
+    world.modelscope.sends = {"model.safetensors": [some]}
+    with pytest.raises(HubRefused):
+        world.fetch(hub="modelscope")
+    usage = staging.shutil.disk_usage(world.models)
+    monkeypatch.setattr(staging.shutil, "disk_usage", lambda path: usage._replace(free=needed - 200_001))
+    with pytest.raises(NotEnoughDisk):
+        world.fetch()
+    monkeypatch.setattr(staging.shutil, "disk_usage", lambda path: usage._replace(free=needed - 200_000))
+    world.fetch()
 
 
 def test_a_disk_that_fills_up_on_the_way(world: World) -> None:

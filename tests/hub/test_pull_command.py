@@ -8,7 +8,7 @@ import pty
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -80,6 +80,33 @@ def test_the_models_that_lodger_yaml_names(lodger: Run, hub: HubServer, tmp_path
     assert nothing.stderr == (
         "Error: Every model of lodger.yaml is a folder.\nhint: Name what to fetch: lodger pull bge-m3\n"
     )
+
+
+def test_a_model_that_is_here_by_another_name_is_not_fetched_twice(lodger: Run, hub: HubServer, tmp_path: Path) -> None:
+    """ModelScope's own cache writes a dot as three lines, in a folder for the organisation."""
+    hub.add("Qwen/Qwen3-0.6B", FILES)
+    folder = tmp_path / "home/models/Qwen/Qwen3-0___6B"
+    write(folder, FILES)
+    for name in ("Qwen3-0.6B", "Qwen/Qwen3-0.6B", str(folder), "./home/models/Qwen/Qwen3-0___6B"):
+        done = lodger(name)
+        assert done.stdout == f"{folder}  2 MiB  here already\n", done.stderr
+    assert [seen for seen in hub.requests if seen.stage == "bytes"] == []
+
+
+def test_a_path_is_mended_where_it_is(lodger: Run, hub: HubServer, tmp_path: Path) -> None:
+    hub.add("BAAI/bge-m3", FILES)
+    folder = tmp_path / "data" / "bge-m3"
+    write(folder, {**FILES, "config.json": b"cut"})
+    done = lodger(str(folder), "--verify")
+    assert done.stdout.startswith(f"{folder}  2 MiB  1 file (522 B) came from ModelScope"), done.stderr
+    assert (folder / "config.json").read_bytes() == FILES["config.json"]
+    assert not (tmp_path / "home" / "models").exists()
+
+
+def write(folder: Path, files: Mapping[str, bytes]) -> None:
+    for path, data in files.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(data)
 
 
 def test_every_name_is_known_before_the_first_is_fetched(lodger: Run, hub: HubServer) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
@@ -19,7 +22,7 @@ Names = Annotated[
     typer.Argument(
         autocompletion=complete_name,
         metavar="[NAME]...",
-        help="Names of the catalogue or ids of a hub [those of ./lodger.yaml].",
+        help="Names of the catalogue, ids of a hub, or paths like ./bge-m3 [the names in ./lodger.yaml].",
     ),
 ]
 Revision = Annotated[
@@ -52,9 +55,9 @@ def run(
     file = file or (DEFAULT_FILE if DEFAULT_FILE.exists() else None)
     what = wanted(Flags(home=home, file=file, hub=hub), needs_models=not names)
     found = []
-    for repository in _repositories(names or [], size_in_billions, what):
+    for target in _targets(names or [], size_in_billions, what):
         with reporting() as report:
-            pulled = pull(repository, what.home.models, report, say=say, hub=what.hub, revision=revision, verify=verify)
+            pulled = pull(*target, report, say=say, hub=what.hub, revision=revision, verify=verify)
         found.append(pulled)
         if not json:
             print(_line(pulled, verified=verify), flush=True)
@@ -62,13 +65,17 @@ def run(
         show_json(found)
 
 
-def _repositories(names: list[str], size: str | None, what: Wanted) -> list[Repository]:
+class Target(NamedTuple):
+    repository: Repository
+    models_dir: Path
+
+
+def _targets(names: list[str], size: str | None, what: Wanted) -> list[Target]:
     """All of them known before the first is fetched.
 
     Raises:
         UnknownName, ConfigProblem.
     """
-    from lodger.catalogue.names import repository
     from lodger.errors import ConfigProblem
 
     asked = [(name, size) for name in names]
@@ -76,7 +83,30 @@ def _repositories(names: list[str], size: str | None, what: Wanted) -> list[Repo
         asked = [(spec.name or spec.uid, spec.size_in_billions) for spec in what.specs if spec.path is None]
     if not asked:
         raise ConfigProblem("Every model of lodger.yaml is a folder.", hint="Name what to fetch: lodger pull bge-m3")
-    return list(dict.fromkeys(repository(*one) for one in asked))
+    return list(dict.fromkeys(_target(*one, what.home.models) for one in asked))
+
+
+def _target(name: str, size: str | None, models_dir: Path) -> Target:
+    """What a name means, and the folder that the model is in already, whatever that is called."""
+    from msgspec.structs import replace
+
+    from lodger.catalogue.names import repository
+    from lodger.catalogue.resolve import resolve
+    from lodger.errors import ModelProblem
+    from lodger.hub.manifest import read_manifest
+    from lodger.spec import ModelSpec
+
+    if name.startswith(("/", "./", "../", "~")):
+        folder = Path(os.path.abspath(os.path.expanduser(name)))
+        manifest = read_manifest(folder)
+        return Target(
+            replace(repository(manifest.repo if manifest else folder.name, size), folder=folder.name), folder.parent
+        )
+    found = repository(name, size)
+    with suppress(ModelProblem):  # it is not here yet
+        path = resolve(ModelSpec(uid=name, size_in_billions=size), models_dir).path or ""
+        return Target(replace(found, folder=os.path.relpath(path, models_dir)), models_dir)
+    return Target(found, models_dir)
 
 
 def _line(pulled: Pulled, *, verified: bool) -> str:

@@ -86,13 +86,12 @@ class Staging:
 
 
 def on_disk(folder: Path) -> int:
-    """Bytes that the files below `folder` really take: a part may be as long as the whole, with holes."""
+    """Bytes in the files below `folder`."""
     found = 0
     for place, _, names in os.walk(folder):
         for name in names:
             with suppress(OSError):  # it may just be renamed
-                status = os.lstat(os.path.join(place, name))
-                found += min(status.st_size, status.st_blocks * 512)
+                found += os.lstat(os.path.join(place, name)).st_size
     return found
 
 
