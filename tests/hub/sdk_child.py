@@ -5,6 +5,7 @@ It does not sleep between attempts: it notes for how long it would have.
 
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
 import threading
@@ -90,6 +91,10 @@ class SdkChild:
         assert self._process.stdin is not None
         self._process.stdin.write(msgspec.json.encode(call) + b"\n")
         self._process.stdin.flush()
+
+    def limit_files(self, size: int) -> None:
+        """From now on no file of it may have more bytes, as with a quota."""
+        resource.prlimit(self._process.pid, resource.RLIMIT_FSIZE, (size, size))
 
     def end(self, *, kill: bool = False) -> str:
         """What it printed on stderr in its life."""

@@ -226,6 +226,17 @@ def test_a_hub_that_cannot_send_parts_begins_again(
 
 
 @every_hub
+def test_a_part_that_is_too_long_for_the_hub_is_thrown_away(
+    name: HubName, hub: HubServer, child: SdkChild, tmp_path: Path
+) -> None:
+    hub.fail("model.safetensors", Cut(1000), Status(416))
+    result = child.download(child.list_files(name, REPO), "model.safetensors", tmp_path)
+    assert Path(result.paths[0]).read_bytes() == WEIGHTS
+    assert [seen.range for seen in hub.served("model.safetensors")] == [None, "bytes=1000-", None]
+    assert sum(result.advanced) == SIZE
+
+
+@every_hub
 @pytest.mark.parametrize("by", [-1, 1, -SIZE + 1000])
 def test_a_file_of_another_size_is_damaged(
     name: HubName, by: int, hub: HubServer, child: SdkChild, tmp_path: Path
@@ -269,12 +280,32 @@ def test_trouble_that_does_not_pass_is_told_without_secrets(
 
 
 @every_hub
+def test_storage_that_is_not_there_is_named(name: HubName, hub: HubServer, child: SdkChild, tmp_path: Path) -> None:
+    listing = child.list_files(name, REPO)
+    gone = {"Location": f"http://127.0.0.2:1/file?{SIGNATURE}"}
+    hub.fail_resolve("model.safetensors", Status(302, headers=gone), always=True)
+    with pytest.raises(HubUnreachable, match="from http://127.0.0.2:1, .*: Connection refused") as caught:
+        child.download(listing, "model.safetensors", tmp_path)
+    assert SIGNATURE not in caught.value.text
+
+
+@every_hub
 def test_a_full_disk_is_not_the_hubs_fault(name: HubName, hub: HubServer, child: SdkChild, tmp_path: Path) -> None:
     (tmp_path / "model.safetensors.incomplete").symlink_to("/dev/full")  # where both keep a part
     listing = child.list_files(name, REPO)
     with pytest.raises(OSError, match="child") as caught:
         child.download(listing, "model.safetensors", tmp_path)
     assert caught.value.errno == errno.ENOSPC
+
+
+@every_hub
+def test_a_limit_of_the_disk_is_not_the_hubs_fault_either(name: HubName, hub: HubServer, tmp_path: Path) -> None:
+    with SdkChild(hub.environment(tmp_path / "home")) as child:
+        listing = child.list_files(name, REPO)
+        child.limit_files(50_000)
+        with pytest.raises(OSError, match="child") as caught:
+            child.download(listing, "model.safetensors", tmp_path / "part")
+    assert caught.value.errno == errno.EFBIG
 
 
 @pytest.fixture

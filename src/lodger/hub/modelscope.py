@@ -78,7 +78,8 @@ class ModelScopeHub:
             try:
                 yield asked
             except FileDownloadError as error:  # of a repository: it says for each file what happened
-                raise next(iter(error.failed_files.values())) from error
+                (failed,) = error.failed_files.values()
+                raise failed from failed.__cause__
         except APIError as error:
             if error.status_code is None:
                 raise nonsense(asked) from error
@@ -93,6 +94,8 @@ class ModelScopeHub:
         except (NetworkError, RequestException) as error:
             if isinstance(error, ValueError):  # the body was not JSON
                 raise nonsense(asked) from error
+            if type(error.__cause__) is OSError:  # the disk's, a quota say, which the SDK took for the network's
+                raise error.__cause__ from None
             raise silence(asked, error) from error
         except (HubError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise nonsense(asked) from error
