@@ -3,50 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import random
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from encoder_requests import run, texts, vectors
 from msgspec.structs import replace
 
 from lodger.catalogue.inspect import inspect_folder
 from lodger.errors import EmptyInput, InvalidRequest, WrongKind
 from lodger.tasks import ChatTask, EmbedResult, EmbedTask, RerankTask, Usage
-
-Result = TypeVar("Result")
-WORDS = [
-    "time",
-    "person",
-    "year",
-    "way",
-    "世界",
-    "模型",
-    "thing",
-    "man",
-    "life",
-    "hand",
-    "北京",
-    "eye",
-    "woman",
-    "work",
-]
-
-
-def texts(count: int, most: int = 60) -> tuple[str, ...]:
-    chosen = random.Random(5)
-    return tuple(" ".join(chosen.choices(WORDS, k=chosen.randint(1, most))) for _ in range(count))
-
-
-def run(coroutine: Coroutine[Any, Any, Result]) -> Result:
-    return asyncio.run(asyncio.wait_for(coroutine, 60))
-
-
-def vectors(result: EmbedResult) -> np.ndarray[Any, np.dtype[np.float32]]:
-    return np.frombuffer(result.vectors, "<f4").reshape(result.count, result.dimensions)
 
 
 @pytest.fixture(scope="session")
