@@ -120,6 +120,19 @@ def test_a_refusal_in_the_child_is_the_same_error_here(home: Home, published: Pa
     assert not isinstance(caught.value, SetupProblem)
 
 
+def test_the_last_words_of_a_child_go_to_the_log_alone(
+    home: Home, published: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def run_module(*arguments: Any, **options: Any) -> NoReturn:
+        raise SetupProblem("lodger.hub.convert was ended by SIGKILL: /a/secret/path")
+
+    monkeypatch.setattr(preparing, "run_module", run_module)
+    with pytest.raises(SetupProblem, match="conversion of bge-m3 to safetensors was ended") as caught:
+        prepare(BGE, home, quiet)
+    assert "secret" not in caught.value.text
+    assert "secret" in caplog.text
+
+
 def test_raising_while_it_reports_ends_the_child(home: Home, published: Path) -> None:
     class Enough(Exception):
         pass

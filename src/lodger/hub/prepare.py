@@ -6,6 +6,7 @@ What is on this disk and whole costs a few milliseconds: no request, no process.
 from __future__ import annotations
 
 import hashlib
+import logging
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from lodger.catalogue.identify import identify
 from lodger.catalogue.names import repository
 from lodger.catalogue.repository import HubName
 from lodger.catalogue.resolve import resolve
-from lodger.errors import NotDownloaded, from_info
+from lodger.errors import NotDownloaded, SetupProblem, from_info
 from lodger.hub.base import Report
 from lodger.hub.conversion import outdated_copies, pending
 from lodger.hub.job import Failed, Moved
@@ -25,6 +26,7 @@ from lodger.paths import Home
 from lodger.process import run_module
 from lodger.spec import ModelSpec
 
+_log = logging.getLogger(__name__)
 Say = Callable[[str], None]
 
 
@@ -100,6 +102,13 @@ def _convert(folder: Path, target: Path, report: Report) -> None:
         else:
             report(told.work)
 
-    run_module("lodger.hub.convert", [str(folder), str(target)], report=line)
+    try:
+        run_module("lodger.hub.convert", [str(folder), str(target)], report=line)
+    except SetupProblem as error:
+        _log.error(error.message)  # its last words, which may hold paths that are not for every caller
+        raise SetupProblem(
+            f"The conversion of {folder.name} to safetensors was ended.",
+            hint="The line before this one, or the server's log, has its last words. Is there memory enough?",
+        ) from None
     if failed:
         raise from_info(failed[0].error)
