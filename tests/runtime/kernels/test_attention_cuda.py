@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 from attention_cases import LAYER, TOLERANCE, Case, far
 
+from lodger.catalogue.inspect import inspect_folder
 from lodger.runtime import attention
+from lodger.runtime.kernels import toolchain
+from lodger.runtime.kv import KVCache
+from lodger.runtime.loading import load_runner
+from lodger.runtime.packed import pack_items, pack_rows
+from lodger.runtime.precision import precision
+from lodger.runtime.runner import Runner
+from lodger.sched.step import Item, Row
+from lodger.units import GIB
 
 CUDA = torch.device("cuda:0")
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
@@ -72,5 +85,63 @@ def test_float32_is_left_to_sdpa(backend: str) -> None:
         assert far(plan.attend(LAYER, *built.packed), expected) < 1e-6
 
 
+def loaded(folder: Path, dtype: str) -> Runner:
+    """With its self-test passed, through the backend that a GPU gets."""
+    runner = load_runner(inspect_folder(folder), GIB, [precision(dtype, CUDA)], CUDA, lambda _: None)
+    assert type(runner.attention).__name__ == "PagedAttention"
+    return runner
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("family", ["qwen3", "qwen2", "llama"])
+def test_a_decoder_computes_what_it_does_with_sdpa(family: str, dtype: str, tiny: Callable[..., Path]) -> None:
+    runner = loaded(tiny(family), dtype)
+    twin = replace(runner, attention=attention.open_backend("sdpa", CUDA))
+    cache, other = (KVCache(runner.facts, 60, 16, runner.precision.compute, CUDA) for _ in "ab")
+    tokens = torch.randint(3, runner.facts.vocab_size, (3, 300)).tolist()
+    done = [0, 0, 0]
+    for counts in ((40, 200, 0), (1, 33, 0), (1, 1, 120), (1, 1, 1)):
+        rows = [
+            Row(n, tuple(own[start : start + count]), start, tuple(range(59 - 20 * n, 39 - 20 * n, -1)), True)
+            for n, (own, start, count) in enumerate(zip(tokens, done, counts, strict=True))
+            if count
+        ]
+        done = [start + count for start, count in zip(done, counts, strict=True)]
+        batch = pack_rows(rows, 16, CUDA)
+        assert far(runner.hidden(batch, cache), twin.hidden(batch, other)) < runner.precision.tolerance
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("family", ["bge-m3", "minilm"])
+def test_an_encoder_computes_what_it_does_with_sdpa(family: str, dtype: str, tiny: Callable[..., Path]) -> None:
+    runner = loaded(tiny(family), dtype)
+    texts = [torch.randint(3, runner.facts.vocab_size, (count,)).tolist() for count in (7, 60, 1, 33)]
+    batch = pack_items([Item(n, 0, tuple(t)) for n, t in enumerate(texts)], runner.facts.position_offset, CUDA)
+    twin = replace(runner, attention=attention.open_backend("sdpa", CUDA))
+    assert far(runner.hidden(batch), twin.hidden(batch)) < runner.precision.tolerance
+
+
+@pytest.mark.parametrize(
+    ("capability", "lacking", "chosen"),
+    [((7, 5), [], "sdpa"), ((8, 0), [], "paged"), ((9, 0), [], "paged"), ((8, 6), ["a C compiler"], "varlen")],
+)
+def test_a_gpu_gets_what_it_and_the_machine_can_run(
+    capability: tuple[int, int], lacking: list[str], chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(toolchain, "missing", lambda: lacking)
+    monkeypatch.setattr(attention, "open_backend", lambda name, device: name)
+    assert attention.choose(CUDA) == chosen
+
+
 def test_a_cpu_attends_through_sdpa() -> None:
     assert type(attention.choose(torch.device("cpu"))).__name__ == "SdpaAttention"
+
+
+def test_what_kernels_need_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(toolchain, "find_spec", lambda name: None)
+    monkeypatch.setattr(toolchain.shutil, "which", lambda name: None)
+    monkeypatch.setattr(toolchain.sysconfig, "get_path", lambda name, scheme: "/nowhere")
+    assert len(toolchain.missing()) == 3

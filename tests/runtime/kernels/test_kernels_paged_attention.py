@@ -28,11 +28,11 @@ CASES = {
     "decode-on-a-block-border": Case((1, 1, 1), (15, 16, 31)),
     "decode-window": Case((1, 1, 1), (3, 40, 700), window=24),
     "first-token": Case((1, 1), (0, 0)),
-    "fresh": Case((70, 33, 1), (0, 0, 0)),
-    "chunks": Case((64, 17, 2), (48, 300, 5)),
+    "fresh": Case((40, 17, 1), (0, 0, 0)),
+    "chunks": Case((34, 9, 2), (48, 300, 5)),
     "chunk-after-much": Case((5,), (900,)),
-    "chunk-window": Case((70, 40), (300, 0), window=33),
-    "mixed": Case((1, 40, 1, 65), (90, 0, 12, 16)),
+    "chunk-window": Case((35, 20), (300, 0), window=33),
+    "mixed": Case((1, 20, 1, 35), (90, 0, 12, 16)),
     "no-groups": Case((1, 20), (30, 8), heads=2, kv_heads=2),
     "group-of-7": Case((1, 50), (30, 8), heads=14, kv_heads=2),
     "group-of-32": Case((1, 9), (30, 8), heads=32, kv_heads=1),
@@ -42,7 +42,7 @@ CASES = {
     "head-256": Case((1, 20), (30, 40), head_dim=256),
     "block-1": Case((1, 20), (30, 40), block_size=1),
     "block-24": Case((1, 20), (30, 40), block_size=24),
-    "block-256": Case((1, 20), (300, 40), block_size=256),
+    "block-256": Case((1, 20), (280, 40), block_size=256),
 }
 
 
@@ -60,7 +60,7 @@ def cases(draw: st.DrawFn) -> Case:
     count = draw(st.integers(1, 4))
     kv_heads = draw(st.integers(1, 3))
     return Case(
-        lengths=tuple(draw(st.lists(st.integers(1, 40), min_size=count, max_size=count))),
+        lengths=tuple(draw(st.lists(st.integers(1, 24), min_size=count, max_size=count))),
         past=tuple(draw(st.lists(st.integers(0, 200), min_size=count, max_size=count))),
         heads=kv_heads * draw(st.integers(1, 8)),
         kv_heads=kv_heads,
@@ -70,7 +70,7 @@ def cases(draw: st.DrawFn) -> Case:
     )
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(case=cases(), processors=st.sampled_from([1, 16, 132]))
 def test_any_mixture_equals_float32(where: Where, case: Case, processors: int) -> None:
     built = case.build(*where)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from importlib import import_module
 
 import torch
 
 from lodger.runtime.attention.base import AttentionBackend
+from lodger.runtime.kernels import toolchain
+
+_log = logging.getLogger("lodger.runtime")
 
 TABLE: dict[str, str] = {
     "paged": "lodger.runtime.attention.paged:PagedAttention",
@@ -16,8 +20,16 @@ TABLE: dict[str, str] = {
 
 
 def choose(device: torch.device) -> AttentionBackend:
-    """The fastest backend for `device`. SDPA runs everywhere and is what the others are compared with."""
-    return open_backend("sdpa", device)
+    """The fastest backend for `device`. SDPA runs everywhere and is what the others are compared with.
+
+    FlashAttention needs compute capability 8.0, and so do our kernels' tile sizes.
+    """
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
+        return open_backend("sdpa", device)
+    if lacking := toolchain.missing():
+        _log.warning("Decoding is slower than it could be: install %s for our GPU kernels.", " and ".join(lacking))
+        return open_backend("varlen", device)
+    return open_backend("paged", device)
 
 
 def open_backend(name: str, device: torch.device) -> AttentionBackend:

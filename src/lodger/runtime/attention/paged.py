@@ -77,20 +77,19 @@ class PagedPlan:
         return out
 
     def _cut(self, group: int) -> Iterator[Tiles]:
-        head_dim = self._cache.shape[-1]
-        if self._single:
-            shape = decode_shape(group, head_dim)
-            yield self._tiles(cut(self._single, 1), shape)
-        if self._chunks:
-            shape = chunk_shape(group, head_dim)
-            yield self._tiles(cut(self._chunks, shape.tokens), shape)
+        table = self._table()
+        for rows, shape_for in ((self._single, decode_shape), (self._chunks, chunk_shape)):
+            if rows:
+                shape = shape_for(group, self._cache.shape[-1])
+                yield self._tiles(cut(rows, shape.tokens), table, shape)
 
-    def _tiles(self, tiles: list[Tile], shape: Shape) -> Tiles:
+    def _tiles(self, tiles: list[Tile], table: torch.Tensor, shape: Shape) -> Tiles:
         longest = max(tile.position + tile.tokens for tile in tiles)
         splits = splits_for(len(tiles) * self._cache.shape[4], longest, shape.least, self._processors)
-        return Tiles(to_device(tiles, self._device), self._table(), shape, splits)
+        return Tiles(to_device(tiles, self._device), table, shape, splits)
 
     def _table(self) -> torch.Tensor:
+        """[sequences, blocks], padded to the longest."""
         width = max(map(len, self._blocks))
         return to_device([(*blocks, *(0,) * (width - len(blocks))) for blocks in self._blocks], self._device)
 

@@ -17,7 +17,7 @@ import torch
 import triton
 import triton.language as tl
 
-from lodger.runtime.kernels.tiling import Shape
+from lodger.runtime.kernels.tiling import MOST_SPLITS, Shape
 
 LOG2_E = 1.4426950408889634
 
@@ -87,7 +87,7 @@ def attend(
     if splits > 1:
         rows = min(shape.rows, shape.tokens * heads // kv_heads)
         _merge[(len(tiles.records), kv_heads, rows)](
-            parts, sums, tiles.records, out, window or 0, splits, SPLITS=triton.next_power_of_2(splits), **same
+            parts, sums, tiles.records, out, window or 0, splits, SPLITS=8 if splits <= 8 else MOST_SPLITS, **same
         )
 
 
@@ -150,7 +150,7 @@ def _sweep(
     return highest, total, found
 
 
-@triton.jit(do_not_specialize=["layer", "window"])
+@triton.jit(do_not_specialize=["layer", "window", "table_sequence"])
 def _attend(
     query, cache, out, parts, sums, records, table, layer, window, scale, query_token, query_head, cache_layer,
     cache_value, cache_block, cache_slot, cache_head, table_sequence, HEADS: tl.constexpr, GROUP: tl.constexpr,
