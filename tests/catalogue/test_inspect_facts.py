@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import tiny as maker
 
 from lodger.catalogue.families import FAMILIES
 from lodger.catalogue.inspect import inspect_folder
+from lodger.errors import ModelProblem
 
 Tiny = Callable[..., Path]
 
@@ -187,6 +189,25 @@ def test_chat_templates_wherever_they_are(tiny: Tiny, tmp_path: Path, own: str, 
     assert (facts.chat_template, facts.tools) == (True, tools)
 
 
+def test_templates_in_a_folder_of_their_own(tiny: Tiny, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny("llama"), tmp_path / "m")
+    more = folder / "additional_chat_templates"
+    more.mkdir()
+    (more / "notes.txt").write_text("{{ tools }}")
+    assert not inspect_folder(folder).tools
+    (more / "tool_use.jinja").write_text("{{ tools }}")
+    os.close(os.open(os.fsencode(more) + b"/\xff.jinja", os.O_CREAT))  # a name that is no text
+    assert inspect_folder(folder).tools
+
+
+@pytest.mark.parametrize("listed", [["x"], [{"name": "default"}], [{"name": 1, "template": "x"}]])
+def test_a_list_of_templates_that_is_none(tiny: Tiny, tmp_path: Path, listed: Any) -> None:
+    folder = shutil.copytree(tiny("llama"), tmp_path / "m")
+    edit(folder, "tokenizer_config.json", chat_template=listed)
+    with pytest.raises(ModelProblem, match=r"tokenizer_config\.json: chat_template is"):
+        inspect_folder(folder)
+
+
 def test_a_decoder_without_a_template_is_told(tiny: Tiny, tmp_path: Path) -> None:
     folder = shutil.copytree(tiny("llama"), tmp_path / "m")
     edit(folder, "tokenizer_config.json", chat_template=None)
@@ -195,7 +216,7 @@ def test_a_decoder_without_a_template_is_told(tiny: Tiny, tmp_path: Path) -> Non
 
 def test_the_tokenizers_limit_counts_where_it_says_something(tiny: Tiny, tmp_path: Path) -> None:
     folder = shutil.copytree(tiny("llama"), tmp_path / "m")
-    for limit, expected in ((128, 128), (10**30, 512), (1e30, 512), (None, 512)):
+    for limit, expected in ((128, 128), (10**30, 512), (1e30, 512), (None, 512), (True, 512)):
         edit(folder, "tokenizer_config.json", model_max_length=limit)
         assert inspect_folder(folder).context_length == expected
 

@@ -180,6 +180,14 @@ def test_a_logit_score_of_other_tokens_is_refused(judge: Path, ids: dict[str, An
         inspect_folder(judge)
 
 
+def test_a_logit_score_of_tokens_that_the_vocabulary_lacks(judge: Path) -> None:
+    write(judge, "tokenizer.json", {"model": {"vocab": {}}})
+    for ids in ({}, {"true_token_id": 9693, "false_token_id": 2152}):
+        write(judge, "1_LogitScore/config.json", ids)
+        with pytest.raises(ModelProblem, match="other tokens than yes and no"):
+            inspect_folder(judge)
+
+
 def test_modules_that_do_not_fit_the_architecture(tiny: Tiny, tmp_path: Path) -> None:
     logits, pooling = "cross_encoder.modules.LogitScore", "models.Pooling"
     for family, last in (("minilm", logits), ("llama", logits), ("bge-reranker", pooling)):

@@ -57,6 +57,15 @@ def test_what_torch_saves_has_the_same_facts_as_the_safetensors(tiny: Tiny, tmp_
     assert msgspec.structs.replace(after, weights_format="safetensors") == before
 
 
+def test_bge_m3_with_its_heads_as_published(tiny: Tiny, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny("bge-m3"), tmp_path / "bge-m3")
+    whole = inspect_folder(folder).parameters
+    save_as_pytorch(folder)
+    write_zip(folder / "sparse_linear.pt")
+    facts = inspect_folder(folder)
+    assert (facts.parameters, facts.token_heads, facts.weights_format) == (whole + 10, ("sparse",), "pytorch")
+
+
 def test_safetensors_win_where_both_are_there(tiny: Tiny, tmp_path: Path) -> None:
     folder = shutil.copytree(tiny("bge-m3"), tmp_path / "m")
     (folder / BIN).write_bytes(b"whatever")
@@ -156,6 +165,13 @@ def test_absurd_sizes_and_overlaps(folder: Path) -> None:
     write_zip(folder / BIN)
     patch_directory(folder / BIN, b"archive/version", 42, b"\0\0\0\0")
     with pytest.raises(DamagedWeights, match="begins inside of another"):
+        inspect_folder(folder)
+
+
+def test_an_entry_that_is_there_twice(folder: Path) -> None:
+    write_zip(folder / BIN, (*PLAIN, ("archive/data/1", b"\0" * 40)))
+    patch_directory(folder / BIN, b"archive/data/1", 46, b"archive/data/0")
+    with pytest.raises(DamagedWeights, match="a zip file, but no checkpoint"):
         inspect_folder(folder)
 
 

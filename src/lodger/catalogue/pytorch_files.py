@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import os
 import re
-import struct
 import zipfile
 from pathlib import Path
 
@@ -22,7 +21,7 @@ MAX_DIRECTORY = 4 * 2**20  # bytes; an entry takes about 100, and a model has a 
 _LOCAL_HEADER = 30  # bytes before the name and the data of an entry
 _STORAGE = re.compile(r"[^/]+/data/[0-9]+")
 # What `zipfile` raises on files that are none.
-_ZIP_ERRORS = (zipfile.BadZipFile, NotImplementedError, OverflowError, OSError, ValueError, struct.error)
+_ZIP_ERRORS = (zipfile.BadZipFile, NotImplementedError, OverflowError, OSError, ValueError)
 
 
 def checkpoint_files(folder: Path) -> list[Path]:
