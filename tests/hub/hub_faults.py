@@ -42,8 +42,8 @@ class Fault:
         """Another status, other headers or another body; Content-Length follows the body."""
         return answer
 
-    def announced(self, length: int) -> int:
-        """The Content-Length that is sent for a body of `length` bytes."""
+    def announced(self, length: int) -> int | None:
+        """The Content-Length that is sent for a body of `length` bytes; None: the end of the connection is its end."""
         return length
 
     def send(self, body: bytes, write: Write) -> None:
@@ -123,6 +123,20 @@ class WrongLength(Fault):
 
     def send(self, body: bytes, write: Write) -> None:
         write(body)
+        raise Cutoff
+
+
+@dataclass(frozen=True)
+class Unannounced(Fault):
+    """No Content-Length, and the connection ends after `after` bytes as if that were all."""
+
+    after: int
+
+    def announced(self, length: int) -> None:
+        return None
+
+    def send(self, body: bytes, write: Write) -> None:
+        write(body[: self.after])
         raise Cutoff
 
 

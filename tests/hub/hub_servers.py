@@ -222,7 +222,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(answer.status)
         for name, value in answer.headers.items():
             self.send_header(name, self.path if value == HERE else value)
-        self.send_header("Content-Length", str(fault.announced(len(answer.body))))
+        if (length := fault.announced(len(answer.body))) is not None:
+            self.send_header("Content-Length", str(length))
         self.end_headers()
         if self.command == "HEAD":
             return
