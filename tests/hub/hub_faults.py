@@ -128,15 +128,16 @@ class WrongLength(Fault):
 
 @dataclass(frozen=True)
 class Unannounced(Fault):
-    """No Content-Length, and the connection ends after `after` bytes as if that were all."""
+    """No Content-Length, and the connection ends after `after` bytes as if that were all. `junk` comes first."""
 
     after: int
+    junk: bytes = b""
 
     def announced(self, length: int) -> None:
         return None
 
     def send(self, body: bytes, write: Write) -> None:
-        write(body[: self.after])
+        write((self.junk + body)[: self.after])
         raise Cutoff
 
 

@@ -154,7 +154,17 @@ def test_a_file_of_another_size_is_damaged(
 
 @every_hub
 @pytest.mark.parametrize(
-    "fault", [WrongLength(5000), Unannounced(5000), Redirect(), Drop(), Status(500), Cut(0, reset=True)]
+    "fault",
+    [
+        WrongLength(5000),
+        Unannounced(5000),
+        Unannounced(SIZE + 4, junk=b"junk"),
+        Status(206, WEIGHTS[5000:], headers={"Content-Range": f"bytes 5000-{SIZE - 1}/{SIZE}"}),
+        Redirect(),
+        Drop(),
+        Status(500),
+        Cut(0, reset=True),
+    ],
 )
 def test_other_trouble_with_a_file_passes(
     name: HubName, fault: Fault, hub: HubServer, child: SdkChild, tmp_path: Path
