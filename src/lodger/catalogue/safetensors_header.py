@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lodger.catalogue.config_files import is_text
-from lodger.catalogue.folder_files import AGAIN as AGAIN
-from lodger.catalogue.folder_files import open_file
+from lodger.catalogue.folder_files import AGAIN, open_file
 from lodger.catalogue.shards import indexed, numbered
 from lodger.errors import DamagedWeights, FolderWithoutWeights
 
