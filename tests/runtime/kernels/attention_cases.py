@@ -56,7 +56,7 @@ class Case:
         for length in self.lengths:
             offsets.append(offsets[-1] + length)
         counts = [-(-(n + p) // self.block_size) for n, p in zip(self.lengths, self.past, strict=False)]
-        free = torch.randperm(sum(counts) + 2).tolist()
+        free = (torch.randperm(sum(counts) + 1) + 1).tolist()  # block 0, which pads tables, is nobody's
         tables = [tuple(free.pop() for _ in range(count)) for count in counts]
         slots = [
             table[at // self.block_size] * self.block_size + at % self.block_size

@@ -31,7 +31,7 @@ class PagedAttention:
     def plan(self, batch: PackedBatch, cache: KVCache | None, *, causal: bool) -> AttentionPlan:
         if cache is None:
             return self._varlen.plan(batch, cache, causal=causal)
-        if not serves(cache.tensor.dtype, cache.tensor.shape[-1]):
+        if not causal or not serves(cache.tensor.dtype, cache.tensor.shape[-1]):
             return self._sdpa.plan(batch, cache, causal=causal)
         return PagedPlan(batch, cache, self._device, self._processors)
 
