@@ -14,6 +14,7 @@ from pathlib import Path
 _FORMAT = "%(asctime)s %(levelname)s [%(request_id)s] %(name)s: %(message)s"
 _ROTATE_AT = 16 * 2**20
 _CHUNK = 64 * 1024
+_TIME = len("2026-01-31 12:00:00,123")
 
 request_id: ContextVar[str] = ContextVar("request_id", default="-")
 """What the current task works for: an HTTP request's id in the gateway, model and request number in a worker."""
@@ -68,6 +69,18 @@ def concerning(subject: str, lines: list[str]) -> list[str]:
         if keep:
             kept.append(line)
     return kept
+
+
+def in_order(logs: list[list[str]]) -> list[str]:
+    """Several logs as one, by time; a line that is not one of ours stays with the one before it."""
+    timed: list[tuple[str, str]] = []
+    for lines in logs:
+        time = ""
+        for line in lines:
+            if _tag(line) is not None:
+                time = line[:_TIME]
+            timed.append((time, line))
+    return [line for _, line in sorted(timed, key=lambda pair: pair[0])]
 
 
 def _tag(line: str) -> str | None:

@@ -19,14 +19,28 @@ from lodger.tasks import Delta, EmbedResult, EmbedTask, GenerateTask, RerankResu
 State = Literal["loading", "ready", "restarting", "failed", "stopping"]
 
 
+class ReplicaStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One copy of a model, on one device."""
+
+    device: str
+    state: State
+    progress: float = 0.0  # of loading, 0..1
+    error: ErrorInfo | None = None
+    log_tail: tuple[str, ...] = ()
+    memory: dict[str, int] = {}  # measured bytes by part
+    running: int = 0  # requests in work or waiting
+    restarts: int = 0
+
+
 class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """One model as it is now. A failed model keeps its place here, with its reason and its last log lines."""
+    """One model as it is now, all its replicas together: it is ready when one of them is. A failed model keeps its
+    place here, with its reason and its last log lines."""
 
     spec: ModelSpec
     state: State
     created: float  # Unix seconds
     facts: ModelFacts | None = None
-    device: str | None = None
+    device: str | None = None  # of the first replica
     dtype: str | None = None
     context_length: int | None = None  # tokens really served
     progress: float = 0.0  # of loading, 0..1
@@ -35,10 +49,16 @@ class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
     memory: dict[str, int] = {}  # measured bytes by part: weights, kv_cache, activations
     running: int = 0  # requests in work or waiting
     restarts: int = 0
+    replicas: tuple[ReplicaStatus, ...] = ()  # none before it has a place
 
     @property
     def uid(self) -> str:
         return self.spec.uid
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """Where it is, one for each replica."""
+        return tuple(replica.device for replica in self.replicas) or ((self.device,) if self.device else ())
 
 
 class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):

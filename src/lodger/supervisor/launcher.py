@@ -79,7 +79,7 @@ class Launcher:
 
     async def _place(self) -> None:
         """Until nobody waits for a grant. Who comes while folders are read is planned with those who came before."""
-        while waiting := [record for record in self._records.values() if record.waits and record.grant is None]:
+        while waiting := [record for record in self._records.values() if record.waits and not record.replicas]:
             view = await _attempt(self._choose())
             if isinstance(view, LodgerError):
                 for record in waiting:
@@ -140,13 +140,13 @@ class Launcher:
         self._process[view.id] = plan.process
         grants = {model.uid: model for model in plan.models}
         for record in accepted:
-            record.device, record.grant = view.id, grants[record.spec.uid]
             if record.waits:
+                record.place({view.id: grants[record.spec.uid]})
                 self._supervisor.load(record)
 
     def _held(self, view: DeviceView) -> list[Candidate]:
-        here = [record.held for record in self._records.values() if record.device == view.id]
-        return [candidate for candidate in here if candidate is not None]
+        replicas = (replica for record in self._records.values() for replica in record.replicas)
+        return [replica.held for replica in replicas if replica.device == view.id and replica.held is not None]
 
 
 async def _attempt(work: Awaitable[Result]) -> Result | LodgerError:

@@ -33,10 +33,11 @@ from lodger.supervisor.launcher import Launcher
 from lodger.supervisor.placement import Placement
 from lodger.supervisor.record import Record
 from lodger.supervisor.remote import RemoteWorker
+from lodger.supervisor.replica import Replica
 from lodger.supervisor.supervisor import Supervisor
 from lodger.tasks import Delta, EmbedResult, EmbedTask, GenerateTask, RerankResult, RerankTask
 
-MAX_REQUESTS = 512  # of one model, in work or waiting
+MAX_REQUESTS = 512  # of one replica of a model, in work or waiting
 HANG_SECONDS = 20.0
 _STOP_SECONDS = 10.0  # for a worker to give everything back before it is killed
 _SEARCHED_LINES = 5000  # of a worker's log, for those of one model
@@ -125,7 +126,7 @@ class LocalService:
         if life.state == "stopping":
             raise Cancelled(f"{uid} was terminated while it was loading.")
         if life.error is not None:
-            if record.grant is None and self._records.get(uid) is record:
+            if not record.replicas and self._records.get(uid) is record:
                 del self._records[uid]
                 if former is not None:
                     self._records[uid] = former
@@ -164,10 +165,13 @@ class LocalService:
         if uid is None:
             return log.tail(self._home.server_log, lines)
         record = self._known(uid)
-        file = self._supervisor.log_file(record)
-        if file is None or lines <= 0:
+        if lines <= 0:
             return []
-        return log.concerning(uid, log.tail(file, max(lines, _SEARCHED_LINES)))[-lines:]
+        found = [
+            log.concerning(uid, log.tail(file, max(lines, _SEARCHED_LINES)))[-lines:]
+            for file in self._supervisor.log_files(record)
+        ]
+        return log.in_order(found)[-lines:]
 
     async def drain(self, timeout: float) -> None:
         """Take nothing new, let what runs finish for `timeout` seconds at most, then end the workers."""
@@ -185,20 +189,21 @@ class LocalService:
     @contextmanager
     def _request(self, uid: str) -> Iterator[RemoteWorker]:
         """One request of a model that is ready, counted."""
-        record, remote = self._admit(uid)
-        record.running += 1
+        replica, remote = self._admit(uid)
+        replica.running += 1
         self._idle.clear()
         try:
             yield remote
         except Cancelled as error:  # not by its caller: the model was closed under it
             raise UnknownModel(f"{uid} was terminated before this request was done.", param="model") from error
         finally:
-            record.running -= 1
+            replica.running -= 1
             if not any(other.running for other in self._records.values()):
                 self._idle.set()
 
-    def _admit(self, uid: str) -> tuple[Record, RemoteWorker]:
-        """
+    def _admit(self, uid: str) -> tuple[Replica, RemoteWorker]:
+        """The replica with the least to do.
+
         Raises:
             Draining, UnknownModel, ModelLoading, ModelFailed, WorkerDown, Overloaded.
         """
@@ -215,11 +220,12 @@ class LocalService:
                 hint=life.error.hint,
                 retry_after=self._supervisor.retry_after(record),
             )
-        if record.remote is None:
+        replica = record.pick()
+        if replica is None or replica.remote is None:
             raise self._unknown(uid)
-        if record.running >= MAX_REQUESTS:
+        if replica.running >= MAX_REQUESTS:
             raise Overloaded(f"{record.running} requests are in work or waiting at {uid}.", retry_after=1)
-        return record, record.remote
+        return replica, replica.remote
 
     def _refuse_when_draining(self) -> None:
         if self._draining:

@@ -5,16 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from typing import TYPE_CHECKING
+from collections import Counter
+from collections.abc import Mapping
 
-from lodger.engines.base import LoadRequest
 from lodger.plan.values import Candidate, ModelPlan
 from lodger.service import ModelStatus
 from lodger.spec import ModelSpec
-from lodger.supervisor.state import Event, Life, step
-
-if TYPE_CHECKING:
-    from lodger.supervisor.remote import RemoteWorker
+from lodger.supervisor.replica import Replica
+from lodger.supervisor.state import Event, Life, step, together
 
 _log = logging.getLogger("lodger.supervisor")
 
@@ -24,47 +22,63 @@ class Record:
 
     Attributes:
         candidate: what its folder says; None until that was read.
-        grant: what the plan gave it; None until it did.
-        remote: the worker that has it loaded, while it is ready.
-        running: requests in work or waiting.
-        lock: held while it is being loaded or unloaded.
+        replicas: its copies, one on each device that the plan gave it; none until it did.
     """
 
     def __init__(self, spec: ModelSpec, engine: str) -> None:
         self.spec = spec
         self.engine = engine
         self.created = time.time()
-        self.life = Life()
         self.candidate: Candidate | None = None
-        self.device: str | None = None
-        self.grant: ModelPlan | None = None
-        self.remote: RemoteWorker | None = None
-        self.running = 0
-        self.lock = asyncio.Lock()
+        self.replicas: tuple[Replica, ...] = ()
+        self._unplaced = Life()  # until there are replicas
+        self._turn = 0
         self._changed = asyncio.Event()
 
     @property
+    def life(self) -> Life:
+        return together([replica.life for replica in self.replicas]) if self.replicas else self._unplaced
+
+    @property
     def waits(self) -> bool:
-        """Whether it is to be loaded, now or after its worker's restart."""
+        """Whether it is to be loaded, now or after its workers' restart."""
         return self.life.state in ("loading", "restarting")
 
     @property
-    def held(self) -> Candidate | None:
-        """The model as the plan of others has to see it; None when it has no memory or has lost it."""
-        if self.candidate is None or self.grant is None or self.life.state == "failed":
+    def running(self) -> int:
+        """Requests in work or waiting."""
+        return sum(replica.running for replica in self.replicas)
+
+    def place(self, grants: Mapping[str, ModelPlan]) -> None:
+        """It goes on the devices that `grants` names. Its candidate is known by now."""
+        assert self.candidate is not None
+        one, engine = self.candidate, self.engine
+        self.replicas = tuple(Replica(one, engine, device, grant, self._tell) for device, grant in grants.items())
+
+    def pick(self) -> Replica | None:
+        """The ready replica with the fewest requests; of equals, each in its turn. None when none is ready."""
+        count = len(self.replicas)
+        turns = [(self._turn + ahead) % count for ahead in range(count)]
+        ready = [turn for turn in turns if self.replicas[turn].remote is not None]
+        if not ready:
             return None
-        return Candidate(self.spec, self.candidate.facts, held=self.grant)
+        chosen = min(ready, key=lambda turn: self.replicas[turn].running)
+        self._turn = chosen + 1
+        return self.replicas[chosen]
 
     def move(self, event: Event) -> None:
-        """Take `event` into its life; who waits in `settled` hears of it."""
-        before, self.life = self.life, step(self.life, event)
-        if self.life is before:
+        """Take `event` into its life, or into those of all its replicas; who waits in `settled` hears of it."""
+        for replica in self.replicas:
+            replica.move(event)
+        before, self._unplaced = self._unplaced, step(self._unplaced, event)
+        if self.replicas or self._unplaced is before:
             return
-        if self.life.state != "ready":
-            self.remote = None
-        if self.life.state != before.state:
-            reason = f": {self.life.error.message}" if self.life.error else ""
-            _log.info("%s: %s -> %s%s", self.spec.uid, before.state, self.life.state, reason)
+        if self._unplaced.state != before.state:
+            reason = f": {self._unplaced.error.message}" if self._unplaced.error else ""
+            _log.info("%s: %s -> %s%s", self.spec.uid, before.state, self._unplaced.state, reason)
+        self._tell()
+
+    def _tell(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
 
@@ -74,31 +88,23 @@ class Record:
             await self._changed.wait()
         return self.life
 
-    def request(self) -> LoadRequest:
-        """What its worker is to load. On a CPU the engine measures which dtype is faster unless one is asked for."""
-        assert self.candidate is not None
-        assert self.grant is not None
-        assert self.device is not None
-        dtype = self.spec.dtype if self.device == "cpu" else self.grant.dtype
-        return LoadRequest(
-            spec=self.spec, facts=self.candidate.facts, budget=self.grant.budget, device=self.device, dtype=dtype
-        )
-
     def status(self) -> ModelStatus:
         life, info = self.life, self.life.info
-        budget = self.grant.budget if self.grant else None
+        budget = self.replicas[0].grant.budget if self.replicas else None
+        replicas = tuple(replica.status() for replica in self.replicas)
         return ModelStatus(
             spec=self.spec,
             state=life.state,
             created=self.created,
             facts=self.candidate.facts if self.candidate else None,
-            device=self.device,
+            device=replicas[0].device if replicas else None,
             dtype=info.dtype if info else None,
             context_length=info.context_length if info else budget.context_length if budget else None,
             progress=life.progress,
             error=life.error,
             log_tail=life.log_tail,
-            memory=info.memory if info else {},
+            memory=dict(sum((Counter(replica.memory) for replica in replicas), Counter())),
             running=self.running,
             restarts=life.restarts,
+            replicas=replicas,
         )

@@ -13,6 +13,8 @@ that failed stays until somebody takes it out or launches it again.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
 from lodger.engines.base import LoadedInfo
@@ -59,7 +61,14 @@ class StopAsked(msgspec.Struct, frozen=True):
     pass
 
 
+_FIRST: tuple[State, ...] = ("stopping", "ready", "loading", "restarting", "failed")
 Event = Progressed | Loaded | LoadFailed | WorkerDied | StopAsked
+
+
+def together(lives: Sequence[Life]) -> Life:
+    """The life of a model with several replicas: it serves when one of them does, and has failed when all have."""
+    first = min(lives, key=lambda life: (_FIRST.index(life.state), -life.progress))
+    return msgspec.structs.replace(first, restarts=sum(life.restarts for life in lives))
 
 
 def step(life: Life, event: Event) -> Life:

@@ -15,6 +15,7 @@ from lodger.service import WorkerStatus
 from lodger.supervisor.keeper import Hooks, Keeper
 from lodger.supervisor.record import Record
 from lodger.supervisor.remote import RemoteWorker
+from lodger.supervisor.replica import Replica
 from lodger.supervisor.state import Loaded, LoadFailed, Progressed, StopAsked, WorkerDied
 
 _TAIL_LINES = 20
@@ -26,7 +27,7 @@ class Slot:
 
     def __init__(self, keeper: Keeper) -> None:
         self.keeper = keeper
-        self.loading: Record | None = None
+        self.loading: Replica | None = None
         self.loader: asyncio.Task[None] | None = None
         self.more = asyncio.Event()  # something to load, or the end of the worker
 
@@ -50,19 +51,16 @@ class Supervisor:
 
     def load(self, record: Record) -> None:
         """Have a granted model loaded, after those that wait already. Its life tells what becomes of it."""
-        assert record.device is not None
-        slot = self._slot(record.device, record.engine)
-        slot.more.set()
-        slot.keeper.want()
+        for replica in record.replicas:
+            slot = self._slot(replica.device, replica.engine)
+            slot.more.set()
+            slot.keeper.want()
 
     async def unload(self, record: Record) -> None:
         """Returns when the model's bytes are back. A load under way is waited for: its thread cannot be stopped."""
-        remote = record.remote
+        loaded = [(replica, replica.remote) for replica in record.replicas]
         record.move(StopAsked())
-        async with record.lock:
-            if remote is not None:
-                with suppress(NotReady):  # the worker is gone, and the bytes with it
-                    await remote.unload(record.spec.uid)
+        await asyncio.gather(*(_unload(replica, remote) for replica, remote in loaded))
 
     async def release(self) -> None:
         """End the workers that nobody needs any more."""
@@ -89,63 +87,66 @@ class Supervisor:
         )
 
     def retry_after(self, record: Record) -> int | None:
-        """Seconds until the model's worker is started again; None when it runs."""
-        slot = self._find(record)
-        return slot.keeper.retry_after if slot and slot.keeper.state == "down" else None
+        """Seconds until the first of the model's workers is started again; None when one runs."""
+        keepers = [slot.keeper for slot in map(self._find, record.replicas) if slot]
+        if any(keeper.state != "down" for keeper in keepers):
+            return None
+        return min((keeper.retry_after for keeper in keepers), default=None)
 
-    def log_file(self, record: Record) -> Path | None:
-        """What the model's worker prints; None before it has one."""
-        return self._home.worker_log(_worker_name(record.device, record.engine)) if record.device else None
+    def log_files(self, record: Record) -> list[Path]:
+        """What the model's workers print; none before it has one."""
+        return [self._home.worker_log(_worker_name(replica.device, replica.engine)) for replica in record.replicas]
 
     # What a slot and its keeper ask and tell.
     def needs(self, slot: Slot) -> bool:
         """Whether a model is in the slot or may come into it."""
-        wanted = [record for record in self._records.values() if record.waits or record.life.state == "ready"]
-        return any(record.device is None or self._find(record) is slot for record in wanted)
+        if any(record.waits and not record.replicas for record in self._records.values()):
+            return True
+        return any(replica.waits or replica.life.state == "ready" for replica in self._in(slot))
 
     def on_up(self, slot: Slot, remote: RemoteWorker) -> None:
         slot.loader = asyncio.create_task(self._load_all(slot, remote))
 
     def on_down(self, slot: Slot, error: WorkerDown, up: bool) -> None:
         tail = slot.tail()
-        for record in self._in(slot):
-            if record is not slot.loading:  # whose load ends with this error by itself
-                record.move(WorkerDied(error.info(), tail, culprit=not up))
+        for replica in self._in(slot):
+            if replica is not slot.loading:  # whose load ends with this error by itself
+                replica.move(WorkerDied(error.info(), tail, culprit=not up))
         slot.more.set()
 
     async def _load_all(self, slot: Slot, remote: RemoteWorker) -> None:
         """Load what waits until the worker is lost. Models that it died with go last."""
         while not remote.lost:
-            waiting = [record for record in self._in(slot) if record.waits]
+            waiting = [replica for replica in self._in(slot) if replica.waits]
             if waiting:
-                await self._load(slot, min(waiting, key=lambda record: record.life.strikes), remote)
+                await self._load(slot, min(waiting, key=lambda replica: replica.life.strikes), remote)
                 await self.release()
             else:
                 slot.more.clear()
                 await slot.more.wait()
 
-    async def _load(self, slot: Slot, record: Record, remote: RemoteWorker) -> None:
-        async with record.lock:
-            slot.loading = record
+    async def _load(self, slot: Slot, replica: Replica, remote: RemoteWorker) -> None:
+        async with replica.lock:
+            slot.loading = replica
             start = log.size(slot.keeper.log_file)
             try:
-                info = await remote.load(record.request(), lambda fraction: record.move(Progressed(fraction)))
+                info = await remote.load(replica.request(), lambda fraction: replica.move(Progressed(fraction)))
             except WorkerDown as error:
-                record.move(WorkerDied(error.info(), slot.tail(start), culprit=True))
+                replica.move(WorkerDied(error.info(), slot.tail(start), culprit=True))
             except LodgerError as error:
-                record.move(LoadFailed(error.info(), slot.tail(start)))
+                replica.move(LoadFailed(error.info(), slot.tail(start)))
             else:
-                await self._loaded(record, remote, info)
+                await self._loaded(replica, remote, info)
             finally:
                 slot.loading = None
 
-    async def _loaded(self, record: Record, remote: RemoteWorker, info: LoadedInfo) -> None:
-        if record.waits:
-            record.move(Loaded(info))
-            record.remote = remote
+    async def _loaded(self, replica: Replica, remote: RemoteWorker, info: LoadedInfo) -> None:
+        if replica.waits:
+            replica.move(Loaded(info))
+            replica.remote = remote
         else:  # it was terminated meanwhile
             with suppress(NotReady):
-                await remote.unload(record.spec.uid)
+                await remote.unload(replica.uid)
 
     def _slot(self, device: str, engine: str) -> Slot:
         if (device, engine) not in self._slots:
@@ -159,17 +160,25 @@ class Supervisor:
             self._slots[device, engine] = slot
         return self._slots[device, engine]
 
-    def _find(self, record: Record) -> Slot | None:
-        return self._slots.get((record.device or "", record.engine))
+    def _find(self, replica: Replica) -> Slot | None:
+        return self._slots.get((replica.device, replica.engine))
 
-    def _in(self, slot: Slot) -> list[Record]:
-        return [record for record in self._records.values() if self._find(record) is slot]
+    def _in(self, slot: Slot) -> list[Replica]:
+        replicas = (replica for record in self._records.values() for replica in record.replicas)
+        return [replica for replica in replicas if self._find(replica) is slot]
 
     async def _end(self, slot: Slot, timeout: float) -> None:
         await slot.keeper.stop(timeout)
         slot.more.set()
         if slot.loader is not None and slot.loader is not asyncio.current_task():
             await slot.loader
+
+
+async def _unload(replica: Replica, remote: RemoteWorker | None) -> None:
+    async with replica.lock:
+        if remote is not None:
+            with suppress(NotReady):  # the worker is gone, and the bytes with it
+                await remote.unload(replica.uid)
 
 
 def _worker_name(device: str, engine: str) -> str:
