@@ -166,15 +166,15 @@ def test_callers_who_want_different_things_share_one_forward(
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("device", ["cuda:0"], indirect=True)
 def test_a_step_copies_back_once(runner_of: Callable[..., Runner], monkeypatch: pytest.MonkeyPatch) -> None:
     runner = runner_of("bge-m3-heads")
     copies: list[torch.device] = []
     cpu = torch.Tensor.cpu
     monkeypatch.setattr(torch.Tensor, "cpu", lambda tensor: (copies.append(tensor.device), cpu(tensor))[1])
     items = [Item(0, n, (0, 5, 6, 2)) for n in range(3)]
-    runner.encode(
-        items, [tuple(runner.heads[name] for name in ALL), (runner.heads["dense"],), (runner.heads["sparse"],)]
-    )
+    dense, sparse, tokens = (runner.heads[name] for name in ALL)
+    runner.encode(items, [(dense, sparse, tokens), (dense,), (sparse,)])
     assert len(copies) == 1
 
 
