@@ -24,6 +24,7 @@ LodgerError
 ├── NotReady (503)                come back later; says when (Retry-After)
 │   ├── ModelLoading              not ready yet
 │   ├── ModelFailed               did not load, or died; with the reason
+│   ├── ModelAsleep               it sleeps and cannot wake now; with the reason
 │   ├── WorkerDown                its process is being restarted
 │   ├── Draining                  the server is stopping
 │   └── Overloaded (429)          too many requests wait already
@@ -186,6 +187,10 @@ class ModelLoading(NotReady):
 
 class ModelFailed(NotReady):
     code, retry_after = "model_failed", 30
+
+
+class ModelAsleep(NotReady):
+    code, retry_after = "model_asleep", 30
 
 
 class WorkerDown(NotReady):

@@ -10,7 +10,7 @@ from lodger.service import ModelStatus
 
 REGISTRY = CollectorRegistry()
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-_STATES = ("loading", "ready", "restarting", "failed", "stopping")
+_STATES = ("loading", "ready", "asleep", "restarting", "failed", "stopping")
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
 requests = Counter(

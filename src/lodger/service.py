@@ -16,7 +16,7 @@ from lodger.plan.values import Plan
 from lodger.spec import ModelSpec
 from lodger.tasks import Delta, EmbedResult, EmbedTask, GenerateTask, RerankResult, RerankTask
 
-State = Literal["loading", "ready", "restarting", "failed", "stopping"]
+State = Literal["loading", "ready", "asleep", "restarting", "failed", "stopping"]
 
 
 class ReplicaStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,7 +46,7 @@ class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
     progress: float = 0.0  # of loading, 0..1
     error: ErrorInfo | None = None
     log_tail: tuple[str, ...] = ()
-    memory: dict[str, int] = {}  # measured bytes by part: weights, kv_cache, activations
+    memory: dict[str, int] = {}  # measured bytes by part: weights, kv_cache; of one asleep "host" as well, in RAM
     running: int = 0  # requests in work or waiting
     restarts: int = 0
     replicas: tuple[ReplicaStatus, ...] = ()  # none before it has a place

@@ -26,6 +26,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     dtype: str | None = None  # "float32", "bfloat16", "float16"; None: what the device does best
     engine: str | None = None  # any known name; see `lodger.engines`
     description: str | None = None
+    sleep_after: float | None = None  # seconds without a request after which it sleeps by itself; None: never
     notes: tuple[str, ...] = ()  # options understood but without effect here, said back to the caller
 
 

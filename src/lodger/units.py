@@ -1,4 +1,4 @@
-"""Bytes are `int` everywhere; this module alone reads and prints them for people."""
+"""Bytes are `int` and times are seconds everywhere; this module alone reads and prints them for people."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ _FACTORS = {
     "t": TIB, "tb": 1000**4, "tib": TIB,
 }  # fmt: skip
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*")
+_SECONDS = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 
 
 def parse_size(value: str | int) -> int:
@@ -30,6 +31,19 @@ def parse_size(value: str | int) -> int:
     if match is None or factor is None:
         raise ConfigProblem(f"{value!r} is not a size.", hint="Write it like 14GiB or 512MiB.")
     return int(float(match.group(1)) * factor)
+
+
+def parse_duration(value: str | int) -> float:
+    """Seconds of ``'10m'``, ``'90 s'``, ``'1.5h'`` or a plain number of seconds.
+
+    Raises:
+        ConfigProblem: not a time.
+    """
+    match = _SIZE.fullmatch(str(value))
+    factor = _SECONDS.get(match.group(2).lower()) if match else None
+    if match is None or factor is None:
+        raise ConfigProblem(f"{value!r} is not a time.", hint="Write it like 10m, 90s or 2h.")
+    return float(match.group(1)) * factor
 
 
 def gib(size: int) -> str:

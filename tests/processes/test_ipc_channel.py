@@ -87,6 +87,8 @@ errors = st.builds(
 MESSAGES: dict[type[msgspec.Struct], st.SearchStrategy[Any]] = {
     m.Load: st.builds(m.Load, ids, loads),
     m.Unload: st.builds(m.Unload, ids, text),
+    m.Sleep: st.builds(m.Sleep, ids, text, st.booleans()),
+    m.Wake: st.builds(m.Wake, ids, text),
     m.Generate: st.builds(m.Generate, ids, chats | completions),
     m.Embed: st.builds(m.Embed, ids, embeds),
     m.Rerank: st.builds(m.Rerank, ids, reranks),
@@ -99,6 +101,7 @@ MESSAGES: dict[type[msgspec.Struct], st.SearchStrategy[Any]] = {
     m.Vectors: st.builds(m.Vectors, ids, vectors),
     m.Scores: st.builds(m.Scores, ids, scores),
     m.Done: st.builds(m.Done, ids),
+    m.Held: st.builds(m.Held, ids, st.dictionaries(text, st.dictionaries(text, sizes))),
     m.Failed: st.builds(m.Failed, ids, errors),
     m.Heartbeat: st.builds(m.Heartbeat, sizes, st.dictionaries(text, ids)),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from lodger.engines.base import LoadedInfo
 from lodger.errors import ErrorInfo
@@ -13,10 +14,13 @@ from lodger.supervisor.state import (
     MAX_STRIKES,
     Event,
     Life,
+    LoadAsked,
     Loaded,
     LoadFailed,
     Progressed,
+    Slept,
     StopAsked,
+    Woken,
     WorkerDied,
     step,
 )
@@ -27,13 +31,16 @@ EVENTS: dict[str, Event] = {
     "Progressed": Progressed(0.5),
     "Loaded": Loaded(INFO),
     "LoadFailed": LoadFailed(ERROR),
+    "Slept": Slept(),
+    "Woken": Woken(),
+    "LoadAsked": LoadAsked(),
     "WorkerDied": WorkerDied(ERROR, culprit=True),
     "StopAsked": StopAsked(),
 }
 events = st.one_of(
     st.builds(Progressed, st.floats(-1, 2)),
     st.just(EVENTS["Loaded"]),
-    st.just(EVENTS["LoadFailed"]),
+    st.sampled_from([EVENTS[name] for name in ("LoadFailed", "Slept", "Woken", "LoadAsked")]),
     st.builds(WorkerDied, st.just(ERROR), culprit=st.booleans()),
     st.just(EVENTS["StopAsked"]),
 )
@@ -41,6 +48,7 @@ EDGES = {
     ("loading", "ready"), ("loading", "failed"), ("loading", "restarting"), ("loading", "stopping"),
     ("restarting", "ready"), ("restarting", "failed"), ("restarting", "stopping"),
     ("ready", "restarting"), ("ready", "stopping"), ("failed", "stopping"),
+    ("ready", "asleep"), ("asleep", "ready"), ("asleep", "loading"), ("asleep", "stopping"),
 }  # fmt: skip
 
 
@@ -56,6 +64,7 @@ def test_the_table_in_the_docstring_is_what_happens() -> None:
         "loading": Life(),
         "restarting": Life(state="restarting", error=ERROR),
         "ready": Life(state="ready", info=INFO),
+        "asleep": Life(state="asleep", info=INFO),
         "failed": Life(state="failed", error=ERROR),
         "stopping": Life(state="stopping"),
     }
@@ -63,6 +72,8 @@ def test_the_table_in_the_docstring_is_what_happens() -> None:
     assert len(table) == len(lives) * len(EVENTS)
     for before, event, after in table:
         life = lives[before]
+        if event == "LoadAsked" and before == "asleep":
+            life = replace(life, info=None)
         moved = step(life, EVENTS[event])
         if after == ".":
             assert moved is life
@@ -77,7 +88,7 @@ def test_no_sequence_of_events_leads_where_it_should_not(sequence: list[Event]) 
     for event in sequence:
         moved = step(life, event)
         assert moved.state == life.state or (life.state, moved.state) in EDGES
-        assert (moved.info is not None) == (moved.state == "ready")
+        assert (moved.info is not None) == (moved.state == "ready") or moved.state == "asleep"
         assert (moved.error is not None) == (moved.state in ("failed", "restarting"))
         assert moved.strikes < MAX_STRIKES or moved.state == "failed"
         assert 0 <= moved.progress <= 1
@@ -92,6 +103,16 @@ def test_only_three_deaths_while_loading_it_make_a_model_fail(culprits: list[boo
     for culprit in culprits:
         life = step(life, WorkerDied(ERROR, culprit=culprit))
     assert (life.state == "failed") == (sum(culprits) >= MAX_STRIKES)
+
+
+def test_a_model_whose_worker_died_in_its_sleep_sleeps_on_and_must_be_loaded() -> None:
+    asleep = step(Life(state="ready", info=INFO), Slept())
+    assert step(asleep, LoadAsked()) is asleep
+    lost = step(asleep, EVENTS["WorkerDied"])
+    assert (lost.state, lost.info, lost.restarts) == ("asleep", None, 0)
+    assert step(lost, Woken()) is lost
+    assert step(lost, EVENTS["WorkerDied"]) is lost
+    assert step(step(lost, LoadAsked()), EVENTS["Loaded"]).state == "ready"
 
 
 def test_a_model_that_loads_is_forgiven() -> None:

@@ -144,7 +144,7 @@ def test_two_models_of_one_folder_hold_its_weights_once(serve: Callable[..., Any
     embedding.close()
     assert run(reranker.rerank(RerankTask(model="m", query="a", documents=("b",)))).scores
     reranker.close()
-    assert not any(key.path == facts.path for key in serve.engine._runners)
+    assert not any(key.path == facts.path for key in serve.engine._weights)
 
 
 def test_a_cancelled_request_is_forgotten(serve: Callable[..., Any]) -> None:

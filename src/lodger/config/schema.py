@@ -13,7 +13,7 @@ from lodger.config.document import Document, Place
 from lodger.errors import ConfigProblem
 from lodger.settings import DEFAULT_HOST, DEFAULT_PORT
 from lodger.tasks import Kind
-from lodger.units import parse_size
+from lodger.units import parse_duration, parse_size
 
 
 def _size(value: object) -> object:
@@ -26,12 +26,24 @@ def _size(value: object) -> object:
         raise ValueError("should be a size such as 14GiB or 512MiB") from None
 
 
+def _duration(value: object) -> object:
+    """Seconds; times are written like 10m."""
+    mistake = "should be a time such as 10m, 90s or 2h"
+    if not isinstance(value, str | int) or isinstance(value, bool):
+        raise ValueError(mistake)
+    try:
+        return parse_duration(value)
+    except ConfigProblem:
+        raise ValueError(mistake) from None
+
+
 def _text(value: object) -> object:
     """A number where text is meant, as in ``size_in_billions: 4``."""
     return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
 Size = Annotated[int, BeforeValidator(_size), Field(ge=0)]
+Duration = Annotated[float, BeforeValidator(_duration), Field(gt=0)]
 Text = Annotated[str, BeforeValidator(_text), Field(min_length=1)]
 Device = Annotated[str, StringConstraints(pattern=r"^(cpu|cuda(:\d+)?)$")]
 Dtype = Annotated[str, StringConstraints(pattern=r"^(float32|bfloat16|float16)$")]
@@ -53,6 +65,7 @@ class ModelOptions(_Options):
     dtype: Dtype | None = None
     engine: Text | None = None
     description: Text | None = None
+    sleep_after: Duration | None = None
 
 
 class FileOptions(_Options):

@@ -1,7 +1,7 @@
 """The contract of an engine: text in, text out, inside a budget, on one device.
 
 An engine lives in a worker process and holds every model of that process. `load` and `close` block (the worker calls
-them in a thread); the three verbs are coroutines of the worker's event loop.
+them in a thread, `sleep` and `wake` too); the three verbs are coroutines of the worker's event loop.
 """
 
 from __future__ import annotations
@@ -51,6 +51,29 @@ class Model(Protocol):
 
     def running(self) -> int:
         """Requests in work or waiting."""
+        ...
+
+    def sleep(self, *, keep: bool) -> None:
+        """Give the device's memory back; answers after `wake` are bit for bit those before. Blocking.
+
+        Weights that another model uses too stay until that one sleeps as well. Requests still running end with
+        `Cancelled`, and later ones with `ModelAsleep`.
+
+        Args:
+            keep: weights may stay in RAM, which makes waking quick; else they are read from the folder again.
+        """
+        ...
+
+    def wake(self) -> None:
+        """Blocking. What was granted must be free.
+
+        Raises:
+            OutOfMemory, ModelProblem: it sleeps on.
+        """
+        ...
+
+    def memory(self) -> dict[str, int]:
+        """Bytes held now by part, as in `LoadedInfo`; and as "host" those of weights kept in RAM."""
         ...
 
     def close(self) -> None:

@@ -22,7 +22,7 @@ from typing import Any
 import psutil
 
 from lodger.engines.base import LoadedInfo, LoadRequest
-from lodger.errors import Cancelled, ContextExceeded, InvalidRequest, Unsupported, WrongKind
+from lodger.errors import Cancelled, ContextExceeded, InvalidRequest, ModelAsleep, Unsupported, WrongKind
 from lodger.tasks import (
     ChatTask,
     Delta,
@@ -68,7 +68,7 @@ class EchoModel:
         self._limit = request.budget.context_length or request.facts.context_length
         self._word_seconds = word_seconds
         self._running = 0
-        self._closed = False
+        self._closed = self._asleep = False
         self.info = LoadedInfo(
             dtype=request.dtype or "float32", context_length=self._limit, memory={"weights": 0}, load_seconds=0.0
         )
@@ -128,6 +128,15 @@ class EchoModel:
     def running(self) -> int:
         return self._running
 
+    def sleep(self, *, keep: bool) -> None:
+        self._asleep = True
+
+    def wake(self) -> None:
+        self._asleep = False
+
+    def memory(self) -> dict[str, int]:
+        return {} if self._asleep else self.info.memory
+
     def close(self) -> None:
         self._closed = True
 
@@ -147,6 +156,8 @@ class EchoModel:
         return prompts[name] if name else ""
 
     def _check_kind(self, kind: Kind) -> None:
+        if self._asleep:
+            raise ModelAsleep("This model sleeps.")
         if self._facts.kind != kind:
             raise WrongKind(f"This is a model for {self._facts.kind}, not for {kind}.", param="model")
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from functools import partial
+from typing import NamedTuple, TypeVar
 
 import psutil
 import torch
@@ -15,18 +16,19 @@ from lodger.engines.base import LoadedInfo, LoadRequest
 from lodger.engines.native_embed import EmbeddingModel
 from lodger.engines.native_encode import EncodingModel
 from lodger.engines.native_generate import GenerateModel
-from lodger.engines.native_model import ServedModel, Serving
+from lodger.engines.native_model import ServedModel, Serving, out_of_memory
 from lodger.engines.native_rerank import BiEncoder, CrossEncoder, MultiVector, YesNo
-from lodger.errors import ModelProblem, OutOfMemory
+from lodger.engines.native_weights import Weights
+from lodger.errors import ModelProblem
 from lodger.runtime import kv
 from lodger.runtime.device_loop import DeviceLoop
 from lodger.runtime.dtype import precisions
 from lodger.runtime.loading import load_runner
-from lodger.runtime.runner import Runner
 from lodger.text.tokenizer import Tokenizer
 from lodger.units import MIB, gib
 
 _TOKENIZER_THREADS = 2
+Result = TypeVar("Result")
 # What torch's allocator holds on a GPU beside tensors: cuBLAS' workspaces, which the plan counts with the process, and
 # for each model the unused ends of its segments, which are of 2 and 20 MiB.
 _CUBLAS, _SEGMENTS = 164 * MIB, 32 * MIB
@@ -59,7 +61,7 @@ class NativeEngine:
         self._device = torch.device(device)
         self._loop = DeviceLoop(device)
         self._pool = ThreadPoolExecutor(_TOKENIZER_THREADS, thread_name_prefix="tokenizer")
-        self._runners: dict[_Key, Runner] = {}
+        self._weights: dict[_Key, Weights] = {}
         self._users: dict[str, _Key] = {}  # uid -> whose weights it uses
         self._granted: dict[str, int] = {}  # uid -> bytes
 
@@ -70,17 +72,10 @@ class NativeEngine:
             OutOfMemory: the weights or the KV cache do not fit into what was granted, or the device has no more.
         """
         self._grant(request.spec.uid, request.budget.total)
+        meanwhile = f"{request.facts.name} was loaded into {gib(request.budget.total)}"
         try:
-            # In a thread that ends with it, and with the thread its OpenMP helpers: while more of them exist than there
-            # are cores, libgomp lets all threads sleep between products, and waking them costs more than a product.
-            with ThreadPoolExecutor(1, thread_name_prefix="loader") as thread:
-                return thread.submit(self._load, request, progress).result()
-        except (MemoryError, torch.OutOfMemoryError):
-            self._release(request.spec.uid)
-            raise OutOfMemory(
-                f"the device ran out of memory while {request.facts.name} was loaded into {gib(request.budget.total)}.",
-                hint="Free memory on the device, or choose a smaller model.",
-            ) from None
+            with out_of_memory(meanwhile):
+                return _in_own_thread(partial(self._load, request, progress))
         except BaseException:
             self._release(request.spec.uid)
             raise
@@ -105,14 +100,17 @@ class NativeEngine:
         facts, budget, uid = request.facts, request.budget, request.spec.uid
         tokenizer = Tokenizer.load(facts.path, lowercase=facts.lowercase)
         key = _Key(facts.path, facts.architecture, request.dtype, facts.output_rows, facts.token_heads)
-        shared = key in self._runners
-        if not shared:
+        if key not in self._weights:
             candidates, answers = precisions(facts, request.dtype, self._device), _answers(facts, tokenizer)
-            self._runners[key] = load_runner(facts, budget.weights, candidates, self._device, progress, answers)
+            read = partial(load_runner, facts, budget.weights, device=self._device, answers=answers)
+            runner = read(precisions=candidates, progress=progress)
+            again = partial(read, precisions=[runner.precision], progress=_quietly)
+            self._weights[key] = Weights(runner, partial(_in_own_thread, again))
         self._users[uid] = key
-        runner = self._runners[key]
+        weights = self._weights[key]
+        runner = weights.wake(uid)
         limit = min(budget.context_length or facts.context_length, facts.context_length)
-        memory = {"weights": 0 if shared else runner.weight_bytes}
+        memory = {"weights": weights.held(uid)}
         cache = None
         if facts.generates:
             cache = kv.allocate(facts, budget, runner.precision.compute, self._device)
@@ -122,7 +120,7 @@ class NativeEngine:
         info = LoadedInfo(
             dtype=runner.precision.name, context_length=limit, memory=memory, load_seconds=time.monotonic() - start
         )
-        serving = Serving(uid, facts, info, tokenizer, self._loop, self._pool, lambda: self._release(uid))
+        serving = Serving(uid, facts, info, tokenizer, self._loop, self._pool, weights, lambda: self._release(uid))
         if cache is not None:
             return GenerateModel(serving, runner, cache, budget.step_tokens)
         return _ENCODERS[facts.rerank_method](serving, runner, budget.step_tokens)
@@ -139,10 +137,21 @@ class NativeEngine:
         """Forget a model; the last one that uses some weights takes them along."""
         self._granted.pop(uid, None)
         key = self._users.pop(uid, None)
-        if key is not None and key not in self._users.values():
-            del self._runners[key]
+        if key is not None and self._weights[key].leave(uid):
+            del self._weights[key]
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def _in_own_thread(load: Callable[[], Result]) -> Result:
+    """In a thread that ends with it, and with the thread its OpenMP helpers: while more of them exist than there are
+    cores, libgomp lets all threads sleep between products, and waking them costs more than a product."""
+    with ThreadPoolExecutor(1, thread_name_prefix="loader") as thread:
+        return thread.submit(load).result()
+
+
+def _quietly(fraction: float) -> None:
+    """Nobody watches how far it is."""
 
 
 def _answers(facts: ModelFacts, tokenizer: Tokenizer) -> tuple[int, int] | None:

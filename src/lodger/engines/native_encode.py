@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
 from lodger.engines.native_model import ServedModel, Serving
 from lodger.errors import EmptyInput, LodgerError
 from lodger.runtime.encoding import EncodeLane, Outcome
+from lodger.runtime.heads import Head
 from lodger.runtime.runner import Heads, Rows, Runner
 from lodger.sched.encode import EncodeLane as LaneName
 from lodger.sched.encode import Job
@@ -23,8 +24,15 @@ class EncodingModel(ServedModel):
 
     def __init__(self, serving: Serving, runner: Runner, step_tokens: int) -> None:
         self._lane = EncodeLane(serving.uid, runner, self.lane_name, step_tokens)
-        self._heads = runner.heads
         super().__init__(serving, self._lane)
+
+    @property
+    def _heads(self) -> Mapping[str, Head]:
+        """
+        Raises:
+            ModelAsleep.
+        """
+        return self._lane.runner.heads
 
     async def _encode(self, texts: Sequence[Encoded], heads: Heads) -> list[Rows]:
         """For each text what `heads` make of it, in order.

@@ -32,7 +32,7 @@ class GenerateModel(ServedModel):
         self._lane = GenerateLane(serving.uid, runner, cache, step_tokens)
         self._template = ChatTemplate.load(serving.facts.path)
         self._device = runner.device
-        super().__init__(serving, self._lane)
+        super().__init__(serving, self._lane, cache)
 
     async def generate(self, task: GenerateTask) -> AsyncIterator[Delta]:
         """

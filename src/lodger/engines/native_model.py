@@ -10,10 +10,14 @@ from dataclasses import dataclass
 from itertools import count
 from typing import TypeVar
 
+import torch
+
 from lodger.catalogue.facts import ModelFacts
 from lodger.engines.base import LoadedInfo
-from lodger.errors import InvalidRequest, WrongKind
+from lodger.engines.native_weights import Weights
+from lodger.errors import InvalidRequest, ModelAsleep, OutOfMemory, WrongKind
 from lodger.runtime.device_loop import DeviceLoop, ModelLane
+from lodger.runtime.kv import KVCache
 from lodger.tasks import Delta, EmbedResult, EmbedTask, GenerateTask, RerankResult, RerankTask
 from lodger.text.tokenizer import Tokenizer
 
@@ -30,14 +34,17 @@ class Serving:
     tokenizer: Tokenizer
     loop: DeviceLoop
     pool: ThreadPoolExecutor  # for tokenising
+    weights: Weights
     release: Callable[[], None]  # gives the weights back
 
 
 class ServedModel:
     """Base of the models. A kind overrides its own verb; the others refuse."""
 
-    def __init__(self, serving: Serving, lane: ModelLane) -> None:
+    def __init__(self, serving: Serving, lane: ModelLane, cache: KVCache | None = None) -> None:
         self.info = serving.info
+        self._served, self._cache = lane, cache
+        self._asleep = False
         self._serving = serving
         self._running = 0
         self._ids = count(1)
@@ -56,9 +63,45 @@ class ServedModel:
         """Requests in work or waiting."""
         return self._running
 
+    def sleep(self, *, keep: bool) -> None:
+        """See `engines.base.Model`."""
+        if self._asleep:
+            return
+        self._asleep = True
+        self._serving.loop.remove(self._serving.uid)
+        self._served.sleep()
+        if self._cache is not None:
+            self._cache.sleep()
+        self._serving.weights.sleep(self._serving.uid)
+
+    def wake(self) -> None:
+        """See `engines.base.Model`."""
+        if not self._asleep:
+            return
+        with out_of_memory(f"{self._serving.uid} was woken"):
+            try:
+                if self._cache is not None:
+                    self._cache.wake()
+                runner = self._serving.weights.wake(self._serving.uid)
+            except BaseException:
+                if self._cache is not None:
+                    self._cache.sleep()
+                raise
+        self._served.wake(runner)
+        self._serving.loop.add(self._served)
+        self._asleep = False
+
+    def memory(self) -> dict[str, int]:
+        """Bytes held now by part; shared weights count for one of the models that use them."""
+        held = {"weights": self._serving.weights.held(self._serving.uid)}
+        if self._cache is not None:
+            held["kv_cache"] = self._cache.nbytes
+        return held
+
     def close(self) -> None:
         """Give every byte back. Requests still running end with `Cancelled`."""
-        self._serving.loop.remove(self._serving.uid)
+        if not self._asleep:
+            self._serving.loop.remove(self._serving.uid)
         self._serving.release()
 
     def _wrong_kind(self, asked: str) -> WrongKind:
@@ -71,7 +114,13 @@ class ServedModel:
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
-        """One more request in work."""
+        """One more request in work.
+
+        Raises:
+            ModelAsleep.
+        """
+        if self._asleep:
+            raise ModelAsleep(f"{self._serving.uid} sleeps.", hint="Try again in a moment.")
         self._running += 1
         try:
             yield
@@ -81,6 +130,18 @@ class ServedModel:
     async def _in_pool(self, function: Callable[[], Result]) -> Result:
         """Tokenising releases the GIL, so it runs beside the device's thread and the event loop."""
         return await asyncio.get_running_loop().run_in_executor(self._serving.pool, function)
+
+
+@contextmanager
+def out_of_memory(meanwhile: str) -> Iterator[None]:
+    """The device's refusal as an error that a person can use."""
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError):
+        raise OutOfMemory(
+            f"the device ran out of memory while {meanwhile}.",
+            hint="Free memory on the device, or choose a smaller model.",
+        ) from None
 
 
 def check_ids(ids: tuple[int, ...], facts: ModelFacts, *, param: str) -> list[int]:

@@ -1,9 +1,9 @@
 """Every message between the gateway and a worker, in one file.
 
 A frame is a 4-byte big-endian length and one msgpack map tagged by `type`. `id` ties answers to their request; a worker
-answers each `Load`, `Unload`, `Embed`, `Rerank` with exactly one `Done`, `Vectors`, `Scores` or `Failed`, and each
-`Generate` with any number of `Token`s, of which the last of each choice carries a finish reason and the last of all the
-usage, or with one `Failed`. A `Cancel` is answered by nothing: the request just ends.
+answers each `Load`, `Unload`, `Sleep`, `Wake`, `Embed`, `Rerank` with exactly one `Loaded`, `Done`, `Held`, `Vectors`,
+`Scores` or `Failed`, and each `Generate` with any number of `Token`s, of which the last of each choice carries a finish
+reason and the last of all the usage, or with one `Failed`. A `Cancel` is answered by nothing: the request just ends.
 """
 
 from __future__ import annotations
@@ -24,6 +24,17 @@ class Load(msgspec.Struct, frozen=True, tag="load"):
 
 
 class Unload(msgspec.Struct, frozen=True, tag="unload"):
+    id: int
+    uid: str
+
+
+class Sleep(msgspec.Struct, frozen=True, tag="sleep"):
+    id: int
+    uid: str
+    keep: bool  # the weights may stay in RAM
+
+
+class Wake(msgspec.Struct, frozen=True, tag="wake"):
     id: int
     uid: str
 
@@ -90,6 +101,13 @@ class Done(msgspec.Struct, frozen=True, tag="done"):
     id: int
 
 
+class Held(msgspec.Struct, frozen=True, tag="held"):
+    """A Sleep or Wake is finished."""
+
+    id: int
+    memory: dict[str, dict[str, int]]  # uid -> bytes by part, of every model of the worker: some share their weights
+
+
 class Failed(msgspec.Struct, frozen=True, tag="failed"):
     id: int
     error: ErrorInfo
@@ -102,5 +120,5 @@ class Heartbeat(msgspec.Struct, frozen=True, tag="heartbeat"):
     running: dict[str, int]
 
 
-ToWorker = Load | Unload | Generate | Embed | Rerank | Cancel | Shutdown
-ToGateway = Hello | Progress | Loaded | Token | Vectors | Scores | Done | Failed | Heartbeat
+ToWorker = Load | Unload | Sleep | Wake | Generate | Embed | Rerank | Cancel | Shutdown
+ToGateway = Hello | Progress | Loaded | Token | Vectors | Scores | Done | Held | Failed | Heartbeat

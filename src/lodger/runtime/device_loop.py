@@ -12,6 +12,7 @@ from queue import Empty, SimpleQueue
 from typing import Protocol
 
 from lodger.errors import InternalError
+from lodger.runtime.runner import Runner
 from lodger.sched.arbiter import Arbiter, Claim, micro_step_tokens
 from lodger.sched.step import Lane
 
@@ -39,6 +40,14 @@ class ModelLane(Protocol):
 
     def close(self) -> None:
         """End everything with `Cancelled`."""
+        ...
+
+    def sleep(self) -> None:
+        """After `close`: let go of the runner; whatever is asked for now ends with `Cancelled`."""
+        ...
+
+    def wake(self, runner: Runner) -> None:
+        """Go on with this runner; nothing is left of what was before."""
         ...
 
 

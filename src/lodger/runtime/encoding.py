@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from lodger.errors import Cancelled, LodgerError
+from lodger.errors import Cancelled, LodgerError, ModelAsleep
 from lodger.runtime.recovery import run_or_split
 from lodger.runtime.runner import Heads, Rows, Runner
 from lodger.sched.arbiter import Claim
@@ -33,15 +33,35 @@ class EncodeLane:
         self.name = name
         self.step_tokens = step_tokens
         self.decoding = False
-        self._runner = runner
+        self._runner: Runner | None = runner  # None while the model sleeps
         self._queue = EncodeQueue(lane)
         self._open: dict[int, _Open] = {}
+
+    @property
+    def runner(self) -> Runner:
+        """
+        Raises:
+            ModelAsleep.
+        """
+        if self._runner is None:
+            raise ModelAsleep(f"{self.name} sleeps.", hint="Try again in a moment.")
+        return self._runner
+
+    def sleep(self) -> None:
+        """After `close`: forget the runner."""
+        self._runner = None
+
+    def wake(self, runner: Runner) -> None:
+        self._runner = runner
 
     def add(self, job: Job, heads: Heads, deliver: Callable[[Outcome], None]) -> None:
         """Make with `heads` of the job's texts; jobs with different heads share steps.
 
         `deliver` is called on the device's thread, once, when every text of the job is done or one has failed.
         """
+        if self._runner is None:
+            deliver(Cancelled("the model sleeps."))
+            return
         self._open[job.id] = _Open(heads, deliver, len(job.items))
         self._queue.add(job)
 
@@ -71,7 +91,7 @@ class EncodeLane:
         items = [item for item in step.items if item.job in self._open]
         if not items:
             return
-        found = self._runner.encode(items, [self._open[item.job].heads for item in items])
+        found = self.runner.encode(items, [self._open[item.job].heads for item in items])
         for item, rows in zip(items, found, strict=True):
             job = self._open[item.job]
             job.rows[item.index] = rows

@@ -46,15 +46,28 @@ class GenerateLane:
     def __init__(self, name: str, runner: Runner, cache: KVCache, step_tokens: int) -> None:
         self.name = name
         self.step_tokens = step_tokens
-        self._runner, self._cache = runner, cache
-        self._scheduler = GenerateScheduler(BlockPool(cache.blocks, cache.block_size), max_running=MAX_RUNNING)
+        self._runner: Runner | None  # None while the model sleeps
+        self._cache = cache
         self._generations: dict[int, Generation] = {}
+        self.wake(runner)
 
     @property
     def decoding(self) -> bool:
         return self._scheduler.has_decode()
 
+    def sleep(self) -> None:
+        """After `close`: forget the runner, and what the cache held."""
+        self._runner = None
+
+    def wake(self, runner: Runner) -> None:
+        self._runner = runner
+        pool = BlockPool(self._cache.blocks, self._cache.block_size)
+        self._scheduler = GenerateScheduler(pool, max_running=MAX_RUNNING)
+
     def add(self, generation: Generation) -> None:
+        if self._runner is None:
+            generation.deliver(Made(error=Cancelled("the model sleeps.")))
+            return
         self._generations[generation.sequence.id] = generation
         self._scheduler.add(generation.sequence)
 
@@ -87,6 +100,7 @@ class GenerateLane:
         step = step._replace(rows=tuple(row for row in step.rows if row.sequence in self._generations))
         if not step.rows:
             return
+        assert self._runner is not None
         logits = self._runner.logits(step, self._cache)
         sampled = [self._generations[row.sequence] for row in step.rows if row.sample]
         tokens = sample(logits, [generation.sampler for generation in sampled]) if sampled else []

@@ -13,6 +13,13 @@ _WHILE_LOADING = 256 * KIB
 _WHILE_SERVING = 32 * MIB  # where glibc's own adjustment would end: activations come from the heap, without page faults
 
 
+def trim() -> None:
+    """Give what is free in the heap back to the system."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)
+
+
 @contextmanager
 def exact_allocations() -> Iterator[None]:
     """Blocks from 256 KiB on are mapped one by one, and unmapped when freed.

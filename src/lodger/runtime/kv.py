@@ -21,8 +21,10 @@ class KVCache:
     def __init__(
         self, facts: ModelFacts, blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
     ) -> None:
-        shape = (facts.layers, 2, blocks, block_size, facts.kv_heads, facts.head_dim)
-        self.tensor = _zeros(shape, dtype, device)
+        shape = torch.Size((facts.layers, 2, blocks, block_size, facts.kv_heads, facts.head_dim))
+        self._pages = _Pages(shape.numel() * dtype.itemsize) if device.type == "cpu" else None
+        self.tensor = self._pages.zeros(shape, dtype) if self._pages else torch.zeros(shape, dtype=dtype, device=device)
+        self.awake = True
         self.block_size = block_size
         self.blocks = blocks
         by_slot = [layer.flatten(1, 2) for layer in self.tensor]
@@ -31,7 +33,28 @@ class KVCache:
 
     @property
     def nbytes(self) -> int:
-        return self.tensor.numel() * self.tensor.element_size()
+        """Bytes held now."""
+        return self.tensor.untyped_storage().nbytes() if self.awake else 0
+
+    def sleep(self) -> None:
+        """Give the memory back. What was stored is lost."""
+        self.awake = False
+        if self._pages:
+            self._pages.drop()
+        else:
+            self.tensor.untyped_storage().resize_(0)
+
+    @torch.inference_mode()
+    def wake(self) -> None:
+        """Zeros again.
+
+        Raises:
+            MemoryError, torch.OutOfMemoryError: it sleeps on.
+        """
+        if not self._pages:
+            self.tensor.untyped_storage().resize_(self.tensor.numel() * self.tensor.element_size())
+            self.tensor.zero_()
+        self.awake = True
 
     def write(self, layer: int, slots: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Store [T, kv_heads, head_dim] of each at `slots` [T]."""
@@ -69,12 +92,18 @@ def allocate(facts: ModelFacts, budget: Budget, dtype: torch.dtype, device: torc
     return KVCache(facts, blocks, budget.block_size, dtype, device)
 
 
-def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Zeros; in RAM as untouched anonymous pages, so that a cache costs only what has been used of it.
+class _Pages:
+    """Zeros in RAM as untouched anonymous pages, so that a cache costs only what has been used of it.
 
     Zeros and not merely empty: masked keys still enter a product with 0, and 0 x NaN is NaN.
     """
-    if device.type != "cpu":
-        return torch.zeros(shape, dtype=dtype, device=device)
-    count = torch.Size(shape).numel()
-    return torch.frombuffer(mmap.mmap(-1, count * dtype.itemsize), dtype=dtype).view(shape)
+
+    def __init__(self, size: int) -> None:
+        self._map = mmap.mmap(-1, size)
+
+    def zeros(self, shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
+        return torch.frombuffer(self._map, dtype=dtype).view(shape)
+
+    def drop(self) -> None:
+        """Give the pages back; they read as zeros."""
+        self._map.madvise(mmap.MADV_REMOVE)

@@ -18,7 +18,7 @@ from lodger.ipc.channel import Channel
 from lodger.tasks import Delta, EmbedResult, EmbedTask, GenerateTask, RerankResult, RerankTask
 
 _log = logging.getLogger("lodger.supervisor")
-Answer = m.Progress | m.Loaded | m.Token | m.Vectors | m.Scores | m.Done | m.Failed
+Answer = m.Progress | m.Loaded | m.Token | m.Vectors | m.Scores | m.Done | m.Held | m.Failed
 _Answers = asyncio.Queue["Answer"]
 
 
@@ -31,6 +31,7 @@ class RemoteWorker:
         self._calls: dict[int, _Answers] = {}
         self._lost: ErrorInfo | None = None
         self.used = 0  # bytes it holds, as it says
+        self.memory: dict[str, dict[str, int]] = {}  # uid -> bytes by part, as last told
         self.heard = 0  # messages received
         self.loading = False
 
@@ -95,7 +96,35 @@ class RemoteWorker:
                     progress(answer.fraction)
             finally:
                 self.loading = False
-            return answer.info if isinstance(answer, m.Loaded) else _refuse(answer)
+            if not isinstance(answer, m.Loaded):
+                _refuse(answer)
+            self.memory[request.spec.uid] = answer.info.memory
+            return answer.info
+
+    async def sleep(self, uid: str, *, keep: bool) -> None:
+        """Returns when the model's bytes are back. `keep`: its weights may stay in RAM."""
+        with self._call() as (id, answers):
+            await self._turn(m.Sleep(id, uid, keep), answers)
+
+    async def wake(self, uid: str) -> None:
+        """Returns when the model serves again.
+
+        Raises:
+            OutOfMemory, ModelProblem, WorkerDown.
+        """
+        with self._call() as (id, answers):
+            await self._turn(m.Wake(id, uid), answers)
+
+    async def _turn(self, message: m.Sleep | m.Wake, answers: _Answers) -> None:
+        self.loading = True  # without RAM for the weights, waking reads them like a load
+        try:
+            await self._send(message)
+            answer = await answers.get()
+        finally:
+            self.loading = False
+        if not isinstance(answer, m.Held):
+            _refuse(answer)
+        self.memory = answer.memory
 
     async def unload(self, uid: str) -> None:
         """Returns when the model's bytes are back."""

@@ -1,14 +1,16 @@
 """The life of one model as a pure state machine: events in, the next life out.
 
-    state       Progressed  Loaded  LoadFailed  WorkerDied                    StopAsked
-    loading     loading     ready   failed      restarting (3rd time: failed)  stopping
-    restarting  restarting  ready   failed      restarting (3rd time: failed)  stopping
-    ready       .           .       .           restarting                     stopping
-    failed      .           .       .           .                              stopping
-    stopping    .           .       .           .                              .
+    state       Progressed  Loaded  LoadFailed  Slept   Woken  LoadAsked  WorkerDied                     StopAsked
+    loading     loading     ready   failed      .       .      .          restarting (3rd time: failed)  stopping
+    restarting  restarting  ready   failed      .       .      .          restarting (3rd time: failed)  stopping
+    ready       .           .       .           asleep  .      .          restarting                     stopping
+    asleep      .           .       .           .       ready  loading    asleep                         stopping
+    failed      .           .       .           .       .      .          .                              stopping
+    stopping    .           .       .           .       .      .          .                              .
 
 A dot is an event that came too late: it changes nothing. A model that is gone is no longer in the table of models; one
-that failed stays until somebody takes it out or launches it again.
+that failed stays until somebody takes it out or launches it again. One whose worker died while it slept sleeps on,
+without `info`: it holds nothing any more and can only be woken by loading it again (LoadAsked, not Woken).
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ class Life(msgspec.Struct, frozen=True, kw_only=True):
 
     state: State = "loading"
     progress: float = 0.0
-    info: LoadedInfo | None = None  # of a ready model
+    info: LoadedInfo | None = None  # of a ready model, and of one asleep that its worker has
     error: ErrorInfo | None = None  # of a failed or restarting one
     log_tail: tuple[str, ...] = ()
     strikes: int = 0  # times in a row that the worker died while loading this model
@@ -49,6 +51,18 @@ class LoadFailed(msgspec.Struct, frozen=True):
     log_tail: tuple[str, ...] = ()
 
 
+class Slept(msgspec.Struct, frozen=True):
+    pass
+
+
+class Woken(msgspec.Struct, frozen=True):
+    pass
+
+
+class LoadAsked(msgspec.Struct, frozen=True):
+    """It sleeps in no worker and is to be loaded again."""
+
+
 class WorkerDied(msgspec.Struct, frozen=True):
     """`culprit`: it died while this very model was being loaded, or before it could load any."""
 
@@ -61,8 +75,8 @@ class StopAsked(msgspec.Struct, frozen=True):
     pass
 
 
-_FIRST: tuple[State, ...] = ("stopping", "ready", "loading", "restarting", "failed")
-Event = Progressed | Loaded | LoadFailed | WorkerDied | StopAsked
+_FIRST: tuple[State, ...] = ("stopping", "ready", "asleep", "loading", "restarting", "failed")
+Event = Progressed | Loaded | LoadFailed | Slept | Woken | LoadAsked | WorkerDied | StopAsked
 
 
 def together(lives: Sequence[Life]) -> Life:
@@ -85,6 +99,14 @@ def step(life: Life, event: Event) -> Life:
             return Life(state="ready", progress=1.0, info=event.info, restarts=life.restarts)
         case LoadFailed() if waiting:
             return Life(state="failed", error=event.error, log_tail=event.log_tail, restarts=life.restarts)
+        case Slept() if life.state == "ready":
+            return msgspec.structs.replace(life, state="asleep")
+        case Woken() if life.state == "asleep" and life.info is not None:
+            return msgspec.structs.replace(life, state="ready")
+        case LoadAsked() if life.state == "asleep" and life.info is None:
+            return Life(restarts=life.restarts)
+        case WorkerDied() if life.state == "asleep" and life.info is not None:
+            return msgspec.structs.replace(life, info=None)
     return life
 
 

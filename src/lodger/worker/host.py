@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from functools import partial
 from typing import cast
 
 from lodger.engines.base import Engine, Model
@@ -18,11 +20,11 @@ from lodger.units import gib
 
 _HEARTBEAT_SECONDS = 1.0
 _log = logging.getLogger("lodger.worker")
-Request = m.Load | m.Unload | m.Generate | m.Embed | m.Rerank
+Request = m.Load | m.Unload | m.Sleep | m.Wake | m.Generate | m.Embed | m.Rerank
 
 
 class Host:
-    """Answers every request in a task of its own; loads happen one after another, each in a thread."""
+    """Answers every request in a task of its own. One model at a time is loaded, put to sleep or woken, in a thread."""
 
     def __init__(self, channel: Channel[m.ToWorker], engine: Engine) -> None:
         self._channel = channel
@@ -89,6 +91,10 @@ class Host:
                 if model is not None:
                     await asyncio.to_thread(model.close)
                 await self._channel.send(m.Done(message.id))
+            case m.Sleep():
+                await self._turn(message, partial(self._model(message.uid).sleep, keep=message.keep))
+            case m.Wake():
+                await self._turn(message, self._model(message.uid).wake)
             case m.Generate():
                 await self._generate(message)
             case m.Embed():
@@ -112,6 +118,14 @@ class Host:
         parts = ", ".join(f"{part} {gib(size)}" for part, size in info.memory.items())
         _log.info("ready in %.1f s: %s, %d tokens, %s", info.load_seconds, info.dtype, info.context_length, parts)
         await self._channel.send(m.Loaded(message.id, info))
+
+    async def _turn(self, message: m.Sleep | m.Wake, turn: Callable[[], None]) -> None:
+        async with self._loading:
+            start = time.monotonic()
+            await asyncio.to_thread(turn)
+            _log.info("%s in %.2f s", "asleep" if isinstance(message, m.Sleep) else "awake", time.monotonic() - start)
+            held = {uid: model.memory() for uid, model in self._models.items()}
+        await self._channel.send(m.Held(message.id, held))
 
     def _progress(self, load: int) -> Callable[[float], None]:
         """To be called from the loading thread; sends a frame for each new hundredth."""
@@ -157,7 +171,7 @@ def _uid(message: Request) -> str:
     match message:
         case m.Load():
             return message.request.spec.uid
-        case m.Unload():
+        case m.Unload() | m.Sleep() | m.Wake():
             return message.uid
         case _:
             return message.task.model
