@@ -1,0 +1,69 @@
+"""Weights of one byte: each row of a matrix as integers from -127 to 127 and one scale, made while a model loads.
+
+Symmetric and row by row, which is W8A16 in the literature (LLM.int8's vector-wise weights, arXiv 2208.07339): a row's
+largest number becomes 127, so a number is off by at most half a step, 1/254 of its row's largest. Activations stay as
+they are. Half of bfloat16's bytes, and a next token is as fast as its weights are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from lodger.runtime.kernels.product_tiling import MOST_TOKENS
+
+SCALE_BYTES = 4  # of one row
+_STEPS = 127
+_PIECE = 2**23  # numbers that are float32 at a time while a matrix is quantised
+# Numbers of a weight that are back in a half precision at a time for a long prompt: 32 MiB, which an H100's L2 holds.
+DENSE_PIECE = 2**24
+
+
+def quantise(weights: Sequence[torch.Tensor], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Matrices of any float dtype, one below the other, as int8 [rows, columns] and float32 scales [rows] on `device`.
+
+    The matrices go to the device piece by piece, in their own dtype.
+    """
+    columns = weights[0].shape[1]
+    total = sum(map(len, weights))
+    values = torch.empty(total, columns, dtype=torch.int8, device=device)
+    scales = torch.empty(total, dtype=torch.float32, device=device)
+    pieces = [piece for weight in weights for piece in torch.split(weight, max(_PIECE // columns, 1))]
+    sizes = [len(piece) for piece in pieces]
+    for piece, value, scale in zip(pieces, values.split_with_sizes(sizes), scales.split_with_sizes(sizes), strict=True):
+        numbers = piece.to(device).float()
+        torch.div(numbers.abs().amax(dim=1), _STEPS, out=scale)
+        step = scale.where(scale != 0, 1)  # a row of zeros stays one
+        value.copy_((numbers / step[:, None]).round_())
+    return values, scales
+
+
+class QuantisedLinear(torch.nn.Module):
+    """x @ (weight * scale).T + bias, with x in bfloat16 or float16 on a GPU."""
+
+    def __init__(self, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None) -> None:
+        from lodger.runtime.kernels import w8a16
+
+        super().__init__()
+        self.weight, self.scale, self.bias = weight, scale, bias
+        self._kernels = w8a16
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows = x.reshape(-1, x.shape[-1]).contiguous()
+        found = self._dense(rows) if len(rows) > MOST_TOKENS else self._few(rows)
+        return found.view(*x.shape[:-1], -1)
+
+    def _few(self, x: torch.Tensor) -> torch.Tensor:
+        return self._kernels.product(x, self.weight, self.scale, self.bias)
+
+    def _dense(self, x: torch.Tensor) -> torch.Tensor:
+        """So many tokens that arithmetic takes longer than reading weights: they are made dense a piece at a time."""
+        size = max(DENSE_PIECE // x.shape[1], 1)
+        room = x.new_empty(min(size, len(self.weight)), x.shape[1])
+        out = x.new_empty(len(x), len(self.weight))
+        for start in range(0, len(self.weight), size):
+            at = slice(start, start + size)
+            dense = self._kernels.dequantised(self.weight[at], self.scale[at], room[: len(self.weight) - start])
+            torch.mm(x, dense.T, out=out[:, at])
+        return out if self.bias is None else out.add_(self.bias)

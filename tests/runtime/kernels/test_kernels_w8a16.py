@@ -1,0 +1,92 @@
+"""Products with weights of one byte equal those of the same numbers in float64, however they are cut."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from attention_cases import TOLERANCE, far
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lodger.runtime.kernels.product_tiling import MOST_TOKENS, tile_for
+from lodger.runtime.kernels.w8a16 import dequantised, product
+from lodger.runtime.quantised import QuantisedLinear, quantise
+
+Where = tuple[torch.device, torch.dtype]
+PROCESSORS = {"alone": 1, "shared": 8}
+
+
+def made(where: Where, rows: int, columns: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Every value of a byte, a scale for each row, and a bias."""
+    weight = torch.randint(-128, 128, (rows, columns), dtype=torch.int8, device=where[0])
+    return weight, torch.rand(rows, device=where[0]) / 100, torch.randn(rows, device=where[0]).to(where[1])
+
+
+def exact(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    found = x.double() @ (weight.double() * scale.double()[:, None]).T
+    return found if bias is None else found + bias.double()
+
+
+def inputs(where: Where, tokens: int, columns: int) -> torch.Tensor:
+    return torch.randn(tokens, columns, device=where[0]).to(where[1])
+
+
+@pytest.mark.parametrize("biased", [True, False], ids=["bias", "plain"])
+@pytest.mark.parametrize("processors", PROCESSORS)
+@pytest.mark.parametrize("tokens", [1, 7, 16, 30, 64, 130, 300])
+def test_a_product_of_every_cut(tokens: int, processors: str, biased: bool, where: Where) -> None:
+    weight, scale, bias = made(where, 70, 1024)
+    x = inputs(where, tokens, 1024)
+    tile = tile_for(tokens, 70, 1024, PROCESSORS[processors])
+    assert (tile.splits > 1) == (processors == "shared")
+    found = product(x, weight, scale, bias if biased else None, tile)
+    assert far(found, exact(x, weight, scale, bias if biased else None)) < TOLERANCE[where[1]]
+
+
+@pytest.mark.parametrize("biased", [True, False], ids=["bias", "plain"])
+@pytest.mark.parametrize(("rows", "columns"), [(64, 512), (71, 1100), (2, 96), (3, 2560)])
+def test_one_token(rows: int, columns: int, biased: bool, where: Where) -> None:
+    weight, scale, bias = made(where, rows, columns)
+    x = inputs(where, 1, columns)
+    found = product(x, weight, scale, bias if biased else None)
+    assert far(found, exact(x, weight, scale, bias if biased else None)) < TOLERANCE[where[1]]
+
+
+@settings(max_examples=10, deadline=None)
+@given(tokens=st.integers(1, 80), rows=st.integers(1, 200), columns=st.integers(1, 700), processors=st.integers(1, 132))
+def test_any_shape(where: Where, tokens: int, rows: int, columns: int, processors: int) -> None:
+    weight, scale, bias = made(where, rows, columns)
+    x = inputs(where, tokens, columns)
+    found = product(x, weight, scale, bias, tile_for(tokens, rows, columns, processors))
+    assert far(found, exact(x, weight, scale, bias)) < TOLERANCE[where[1]]
+
+
+def test_programs_that_share_a_tile_add_up_in_the_same_order_each_time(where: Where) -> None:
+    weight, scale, _ = made(where, 64, 2048)
+    x = inputs(where, 5, 2048)
+    tile = tile_for(5, 64, 2048, 132)
+    assert tile.splits > 2
+    first = product(x, weight, scale, None, tile)
+    assert all(torch.equal(product(x, weight, scale, None, tile), first) for _ in range(3))
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(9, 512), (20, 700)])
+def test_made_dense_it_is_the_rounded_number(rows: int, columns: int, where: Where) -> None:
+    weight, scale, _ = made(where, rows, columns)
+    found = dequantised(weight, scale, torch.full((rows, columns), torch.nan, device=where[0], dtype=where[1]))
+    assert torch.equal(found, (weight.float() * scale[:, None]).to(where[1]))
+
+
+@pytest.mark.parametrize("biased", [True, False], ids=["bias", "plain"])
+@pytest.mark.parametrize("tokens", [1, 9, MOST_TOKENS + 8])
+def test_a_layer_computes_the_same_for_few_and_for_many_tokens(
+    tokens: int, biased: bool, where: Where, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lodger.runtime.quantised.DENSE_PIECE", 96 * 20)  # several pieces, the last one short
+    layer = QuantisedLinear(*quantise([torch.randn(50, 96)], where[0]), bias=None)
+    if biased:
+        layer.bias = torch.randn(50, device=where[0]).to(where[1])
+    x = inputs(where, tokens, 96)
+    expected = exact(x, layer.weight, layer.scale, layer.bias)
+    assert far(layer(x), expected) < TOLERANCE[where[1]]
+    assert far(layer(x[None]), expected[None]) < TOLERANCE[where[1]]
