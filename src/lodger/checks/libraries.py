@@ -46,16 +46,19 @@ def check_libraries(requirements: Sequence[str] | None = None, version_of: Versi
     if requirements is None:
         yield _without_metadata()
         return
+    named: dict[str, Check] = {}
     wrong, right = [], 0
     for name, wanted in _required(requirements):
         found = version_of(name)
         good = found is not None and _inside(found, wanted)
-        if name.lower().replace("_", "-") in _NAMED:
-            yield _library(name, found, wanted, good)
+        key = name.lower().replace("_", "-")
+        if key in _NAMED:
+            named[key] = _library(name, found, wanted, good)
         elif good:
             right += 1
         else:
             wrong.append(_library(name, found, wanted, good))
+    yield from (named[key] for key in _NAMED if key in named)  # metadata lists them in any order
     yield from wrong
     if not wrong:
         yield Check(name="other libraries", state="ok", measured=f"{right} as required", expected="as required")
