@@ -109,9 +109,9 @@ class Client:
         """Returns when the model's memory is back."""
         self._send("DELETE", f"/lodger/models/{quote(uid, safe='')}", timeout=120.0)
 
-    def plan(self, specs: tuple[ModelSpec, ...]) -> Plan:
-        """What would happen if these were launched beside what runs now."""
-        return decode(self._send("POST", "/lodger/plan", {"models": specs}), type=Plan)
+    def plan(self, specs: tuple[ModelSpec, ...]) -> tuple[Plan, ...]:
+        """What would happen if these were launched beside what runs now: one plan for each device in use then."""
+        return decode(self._send("POST", "/lodger/plan", {"models": specs}), type=tuple[Plan, ...])
 
     def logs(self, uid: str | None, lines: int) -> list[str]:
         query = urlencode({"lines": lines} | ({"uid": uid} if uid else {}))

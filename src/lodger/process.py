@@ -20,8 +20,9 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO
 
 import msgspec
@@ -102,7 +103,19 @@ class Child:
         self.identity = who
 
     @classmethod
-    async def spawn(cls, module: str, args: list[str], *, log: Path, pass_fds: tuple[int, ...] = ()) -> Child:
+    async def spawn(
+        cls,
+        module: str,
+        args: list[str],
+        *,
+        log: Path,
+        pass_fds: tuple[int, ...] = (),
+        environment: Mapping[str, str] = MappingProxyType({}),
+    ) -> Child:
+        """
+        Args:
+            environment: variables that it has beside ours, or instead of them.
+        """
         with _append(log) as output:
             process = await asyncio.create_subprocess_exec(
                 *_command(module, args),
@@ -111,7 +124,7 @@ class Child:
                 stderr=subprocess.STDOUT,
                 pass_fds=pass_fds,
                 start_new_session=True,
-                env=_environment(),
+                env=_environment(environment),
             )
         return cls(process, identity(process.pid) or Identity(process.pid, _GONE))
 
@@ -154,7 +167,7 @@ def run_module(module: str, args: list[str], *, report: Callable[[str], None], o
             stderr=errors,
             text=True,
             errors="replace",
-            env=_environment(online=online),
+            env=_environment({}, online=online),
         ) as process:
             try:
                 for line in process.stdout or ():
@@ -214,9 +227,9 @@ def _command(module: str, args: list[str]) -> list[str]:
     return [sys.executable, "-m", "lodger.process", str(os.getpid()), module, *args]
 
 
-def _environment(*, online: bool = False) -> dict[str, str]:
+def _environment(extra: Mapping[str, str], *, online: bool = False) -> dict[str, str]:
     # Python must not look for modules in whatever folder we were started from (3.11 and newer know this name).
-    return child_environment({"PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"}, online=online)
+    return child_environment({"PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1", **extra}, online=online)
 
 
 def _trampoline(parent: str, module: str, *args: str) -> None:

@@ -125,8 +125,8 @@ class Service(Protocol):
 
     async def status(self) -> ServerStatus: ...
 
-    async def plan(self, specs: tuple[ModelSpec, ...]) -> Plan:
-        """What would happen if these were launched beside what runs now.
+    async def plan(self, specs: tuple[ModelSpec, ...]) -> tuple[Plan, ...]:
+        """What would happen if these were launched beside what runs now: one plan for each device in use then.
 
         Raises:
             ModelProblem, DoesNotFit.

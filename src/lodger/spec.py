@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Annotated
 
 import msgspec
 
@@ -25,6 +26,8 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     memory_fraction: float | None = None  # vLLM's way to say it: of the whole device, in 0..1; the plan makes it bytes
     dtype: str | None = None  # "float32", "bfloat16", "float16"; None: what the device does best
     engine: str | None = None  # any known name; see `lodger.engines`
+    gpu: tuple[Annotated[int, msgspec.Meta(ge=0)], ...] = ()  # the GPUs it may go on, by number; none: any
+    replicas: Annotated[int, msgspec.Meta(ge=1)] = 1  # copies, each on a GPU of its own
     description: str | None = None
     sleep_after: float | None = None  # seconds without a request after which it sleeps by itself; None: never
     notes: tuple[str, ...] = ()  # options understood but without effect here, said back to the caller

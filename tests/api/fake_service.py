@@ -141,19 +141,19 @@ class FakeService:
             started=time.time(),
             address="127.0.0.1:9997",
             home="/home/me/.lodger",
-            plan=(await self.plan(()),),
+            plan=await self.plan(()),
             workers=(WorkerStatus(device="cuda:0", pid=2, state="up", used=2**30, uptime=60.0),),
             models=tuple(self.models()),
         )
 
-    async def plan(self, specs: tuple[ModelSpec, ...]) -> Plan:
+    async def plan(self, specs: tuple[ModelSpec, ...]) -> tuple[Plan, ...]:
         planned = (
             ModelPlan(
                 uid=spec.uid, facts=facts_of(spec.kind or "chat", "x"), dtype="bfloat16", budget=Budget(weights=2**30)
             )
             for spec in specs
         )
-        return Plan(device=DEVICE, reserve=2**30, process=2**29, models=tuple(planned))
+        return (Plan(device=DEVICE, reserve=2**30, process=2**29, models=tuple(planned)),)
 
     def logs(self, uid: str | None, lines: int) -> list[str]:
         return [f"line of {uid or 'the server'}"] * min(lines, 3)

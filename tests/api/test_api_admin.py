@@ -32,7 +32,7 @@ def test_the_command_lines_client_manages_models(client: Client, served: Served)
 
 
 def test_the_plan_comes_back_as_the_value_that_it_is(client: Client) -> None:
-    plan = client.plan((ModelSpec(uid="a", name="x", kind="chat"), ModelSpec(uid="b", name="y", kind="rerank")))
+    [plan] = client.plan((ModelSpec(uid="a", name="x", kind="chat"), ModelSpec(uid="b", name="y", kind="rerank")))
     assert [model.uid for model in plan.models] == ["a", "b"]
     assert plan.left == plan.available - plan.needed
 

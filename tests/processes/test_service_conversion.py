@@ -113,7 +113,7 @@ def test_it_ends_with_the_server(tmp_path: Path, folder: str, conversion: Conver
 def test_planning_converts_nothing(tmp_path: Path, folder: str, conversion: Conversion) -> None:
     async def main() -> None:
         async with serving(tmp_path / "home", placement=RealFolders(tmp_path / "home")) as service:
-            plan = await service.plan((spec("m3", path=folder),))
+            [plan] = await service.plan((spec("m3", path=folder),))
             assert plan.models[0].budget.weights > 400_000
 
     run(main())

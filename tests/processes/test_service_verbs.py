@@ -116,7 +116,7 @@ def test_what_does_not_fit_is_refused_and_the_others_keep_what_they_have(tmp_pat
             await service.launch(spec("third"))
             [after] = (await service.status()).plan
             assert after.models[0] == before.models[0]
-            planned = await service.plan((spec("fourth"), spec("first")))
+            [planned] = await service.plan((spec("fourth"), spec("first")))
             assert [model.uid for model in planned.models] == ["first", "third", "fourth"]
 
     run(main())

@@ -10,13 +10,16 @@ import typer
 from lodger.cli.options import File, HomeDir, Json
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from lodger.cli.wanted import Wanted
     from lodger.device.view import DeviceView
     from lodger.plan.values import Plan
 
 Folders = Annotated[list[Path] | None, typer.Argument(metavar="[FOLDER]...", help="Model folders, instead of a file.")]
 Card = Annotated[
-    str | None, typer.Option("--gpu", metavar="CARD", help="Plan for a card that is not here: '80GiB,free=14GiB'.")
+    list[str] | None,
+    typer.Option("--gpu", metavar="CARD", help="Plan for a card that is not here: '80GiB,free=14GiB'. Once for each."),
 ]
 
 
@@ -30,17 +33,18 @@ def run(folders: Folders = None, file: File = None, gpu: Card = None, home: Home
     from lodger.device.fake import parse_device
     from lodger.plan.explain import plan_json
 
-    view = parse_device(gpu) if gpu else None
+    views = tuple(parse_device(card, index) for index, card in enumerate(gpu or ()))
     what = wanted(Flags(home=home, file=file), folders=folders or ())
-    plan = local_plan(what, view)
+    plans = local_plans(what, views)
     if json:
-        show_json(plan_json(plan))
+        found = [plan_json(plan) for plan in plans]
+        show_json(found[0] if len(found) == 1 else found)
     else:
-        show_plan(plan)
+        show_plans(plans)
 
 
-def local_plan(what: Wanted, view: DeviceView | None = None) -> Plan:
-    """The plan for all of it on `view`, or on this machine's device as it is now.
+def local_plans(what: Wanted, views: tuple[DeviceView, ...] = ()) -> tuple[Plan, ...]:
+    """The plans for all of it on `views`, or on this machine's devices as they are now.
 
     What a running server of the same home holds counts as free: the plan is for these models, not for them twice.
 
@@ -50,21 +54,24 @@ def local_plan(what: Wanted, view: DeviceView | None = None) -> Plan:
     from lodger.supervisor.placement import Placement
 
     placement = Placement(what.home, device=what.device, reserve=what.reserve)
-    view = view or placement.choose(placement.devices(_our_pids(what)))
-    return placement.plan(view, [placement.candidate(spec) for spec in what.specs])
+    views = views or placement.usable(placement.devices(_our_pids(what)))
+    return placement.plan(views, {}, [placement.candidate(spec) for spec in what.specs])
 
 
-def show_plan(plan: Plan) -> None:
-    """On stdout: a table that fits the terminal, or plain lines elsewhere."""
+def show_plans(plans: Iterable[Plan]) -> None:
+    """On stdout, one for each device: a table that fits the terminal, or plain lines elsewhere."""
     from rich.console import Console
 
     from lodger.plan.explain import plan_table, plan_text
 
     console = Console(highlight=False)
-    if console.is_terminal:
-        console.print(plan_table(plan))
-    else:
-        print(plan_text(plan), flush=True)
+    for number, plan in enumerate(plans):
+        if number:
+            print()
+        if console.is_terminal:
+            console.print(plan_table(plan))
+        else:
+            print(plan_text(plan), flush=True)
 
 
 def _our_pids(what: Wanted) -> list[int]:

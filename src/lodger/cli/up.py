@@ -104,21 +104,21 @@ def _detached(what: Wanted, flags: Flags) -> ServerRecord:
 def _planned(what: Wanted) -> Wanted:
     """The same with every model fetched and ready to be loaded, its plan shown."""
     from lodger.cli.fetching import prepared
-    from lodger.cli.plan import local_plan, show_plan
+    from lodger.cli.plan import local_plans, show_plans
     from lodger.server import bind, check_exposure
 
     # What the server itself would refuse later, said before anything is fetched.
     check_exposure(what.host, what.api_key, open=what.open)
     bind(what.host, what.port).close()
     what = prepared(what)
-    show_plan(local_plan(what))
+    show_plans(local_plans(what))
     return what
 
 
 def _launch_missing(client: Client, what: Wanted) -> list[str]:
     """What failed before is tried again; what is there stays as it is, and is named. The uids to wait for."""
     from lodger.cli.fetching import prepared
-    from lodger.cli.plan import show_plan
+    from lodger.cli.plan import show_plans
     from lodger.cli.render import say
 
     say(f"A server runs already at {client.base_url}.")
@@ -133,7 +133,7 @@ def _launch_missing(client: Client, what: Wanted) -> list[str]:
         else:
             say(f"{spec.uid} is there with other settings. To change it: `lodger stop {spec.uid}`, then `lodger up`.")
     if missing:
-        show_plan(client.plan(tuple(missing)))
+        show_plans(client.plan(tuple(missing)))
     for spec in missing:
         client.launch(spec)
     return [spec.uid for spec in missing] + [uid for uid, model in there.items() if model.state != "ready"]

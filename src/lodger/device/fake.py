@@ -9,8 +9,8 @@ from lodger.units import gib, parse_size
 _HINT = "Write it like '80GiB,free=14GiB' or 'A100:80GiB,free=14GiB,neighbour=60GiB'."
 
 
-def parse_device(text: str) -> DeviceView:
-    """The GPU that ``[NAME:]TOTAL[,free=SIZE][,neighbour=SIZE]...`` describes.
+def parse_device(text: str, index: int = 0) -> DeviceView:
+    """GPU number `index` as ``[NAME:]TOTAL[,free=SIZE][,neighbour=SIZE]...`` describes it.
 
     Without `free`, all is free that the neighbours do not hold.
 
@@ -37,7 +37,7 @@ def parse_device(text: str) -> DeviceView:
             f"{text!r}: {gib(free)} free and {gib(held)} held by neighbours are more than {gib(total)}.", hint=_HINT
         )
     return DeviceView(
-        id="cuda:0",
+        id=f"cuda:{index}",
         kind="cuda",
         name=name or f"GPU of {gib(total)}",
         total=total,

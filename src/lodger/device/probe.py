@@ -30,9 +30,18 @@ def probe(device_id: str, our_pids: Collection[int] = ()) -> DeviceView:
 
 
 def choose_device(views: Sequence[DeviceView], asked: str | None = None) -> DeviceView:
-    """The GPU with the most free memory (the first of equals), else the CPU. Pure.
+    """Of `usable_devices`, the one with the most free memory; the first of equals. Pure.
 
     What our own workers hold counts as free, so that a choice once made is made again.
+
+    Raises:
+        ConfigProblem: there is no such device; names those there are.
+    """
+    return max(usable_devices(views, asked), key=lambda view: view.free + view.ours)
+
+
+def usable_devices(views: Sequence[DeviceView], asked: str | None = None) -> tuple[DeviceView, ...]:
+    """Where models may go: on every GPU, else on the CPU. Pure.
 
     Args:
         asked: a device's id, or "cuda" for any GPU; None for the best there is.
@@ -44,5 +53,4 @@ def choose_device(views: Sequence[DeviceView], asked: str | None = None) -> Devi
     if not found:
         there = ", ".join(view.id for view in views)
         raise ConfigProblem(f"There is no device {asked!r} on this machine.", hint=f"Devices: {there}.", param="device")
-    gpus = [view for view in found if view.kind == "cuda"]
-    return max(gpus or found, key=lambda view: view.free + view.ours)
+    return tuple(view for view in found if view.kind == "cuda") or tuple(found)

@@ -121,10 +121,10 @@ def demands(device: DeviceView, candidates: Iterable[Candidate]) -> tuple[Demand
         _check_context(candidate)
     owners: dict[tuple[object, ...], str] = {}
     for candidate in sorted(ordered, key=_ownership):
-        owners.setdefault(_weights_key(device, candidate), candidate.spec.uid)
+        owners.setdefault(weights_key(device, candidate), candidate.spec.uid)
     wants = []
     for candidate in ordered:
-        owner = owners[_weights_key(device, candidate)]
+        owner = owners[weights_key(device, candidate)]
         dtype = footprint.choose_dtype(device, candidate.facts, candidate.spec.dtype)
         wants.append(Demand(candidate, device, dtype, None if owner == candidate.spec.uid else owner))
     return tuple(wants)
@@ -135,7 +135,7 @@ def _ownership(candidate: Candidate) -> tuple[bool, bool]:
     return not held, candidate.facts.kind != "embedding"
 
 
-def _weights_key(device: DeviceView, candidate: Candidate) -> tuple[object, ...]:
+def weights_key(device: DeviceView, candidate: Candidate) -> tuple[object, ...]:
     """Equal for models that an engine gives the same weights. On a CPU it measures the dtype that nobody asked for."""
     facts, asked = candidate.facts, candidate.spec.dtype
     dtype = asked if device.kind == "cpu" else footprint.choose_dtype(device, facts, asked)

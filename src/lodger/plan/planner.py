@@ -38,8 +38,8 @@ def plan(device: DeviceView, candidates: tuple[Candidate, ...], *, reserve: int 
     wants = demands(device, candidates)
     if not fits(device, wants, kept):
         raise refusal(device, candidates, kept)
-    levels = _levels(device, wants, kept)
-    granted = {want.uid: _grant(want, levels[want.uid]) for want in wants}
+    reached = levels(device, wants, kept)
+    granted = {want.uid: _grant(want, reached[want.uid]) for want in wants}
     return Plan(
         device=device,
         reserve=kept,
@@ -48,20 +48,20 @@ def plan(device: DeviceView, candidates: tuple[Candidate, ...], *, reserve: int 
     )
 
 
-def _levels(device: DeviceView, wants: tuple[Demand, ...], reserve: int) -> dict[str, int]:
+def levels(device: DeviceView, wants: tuple[Demand, ...], reserve: int) -> dict[str, int]:
     """The level of each model: the highest common one that fits, but for no model over its own top."""
-    tops = _tops(device, wants)
+    most = tops(device, wants)
 
     def at(level: int) -> dict[str, int]:
-        return {want.uid: min(level, tops[want.uid]) for want in wants}
+        return {want.uid: min(level, most[want.uid]) for want in wants}
 
     def fitting(level: int) -> bool:
         return needed(device, wants, at(level)) <= available(device, reserve)
 
-    return at(highest(fitting, max(tops.values(), default=0)))
+    return at(highest(fitting, max(most.values(), default=0)))
 
 
-def _tops(device: DeviceView, wants: tuple[Demand, ...]) -> dict[str, int]:
+def tops(device: DeviceView, wants: tuple[Demand, ...]) -> dict[str, int]:
     """The highest level that each model may have, whatever is free."""
     modest = max(want.ceiling for want in wants) if wants else 0
     if device.kind == "cpu":

@@ -18,6 +18,11 @@ def refusal(device: DeviceView, candidates: tuple[Candidate, ...], reserve: int)
 
 
 def _message(device: DeviceView, wants: tuple[Demand, ...], reserve: int) -> str:
+    return f"{' '.join(shortage(device, wants, reserve))} {grants(device, wants)}"
+
+
+def shortage(device: DeviceView, wants: tuple[Demand, ...], reserve: int) -> list[str]:
+    """What is too little, in sentences; none where all of them fit."""
     least, usable = needed(device, wants), available(device, reserve)
     parts, need = [], "needs" if len(wants) == 1 else "need"
     if least > usable:
@@ -30,8 +35,13 @@ def _message(device: DeviceView, wants: tuple[Demand, ...], reserve: int) -> str
         for want in wants
         if want.too_small and (limit := want.candidate.spec.memory) is not None
     ]
-    grants = "; ".join(f"{want.uid} {_parts(want)}" for want in wants)
-    return f"{' '.join(parts)} Smallest grants: {grants}; worker process {gib(process(device, wants))}."
+    return parts
+
+
+def grants(device: DeviceView, wants: tuple[Demand, ...]) -> str:
+    """The smallest of each model, part by part."""
+    smallest = "; ".join(f"{want.uid} {_parts(want)}" for want in wants)
+    return f"Smallest grants: {smallest}; worker process {gib(process(device, wants))}."
 
 
 def _room(device: DeviceView, reserve: int) -> str:

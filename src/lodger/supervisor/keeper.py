@@ -22,6 +22,7 @@ from lodger.metrics import worker_restarts
 from lodger.process import Child, ended
 from lodger.supervisor.backoff import Backoff
 from lodger.supervisor.remote import RemoteWorker
+from lodger.supervisor.visibility import as_seen, environment
 
 _START_SECONDS = 180.0  # importing torch and transformers from a cold, slow disk
 _EXIT_SECONDS = 1.0  # between a worker closing its socket and its end
@@ -141,8 +142,9 @@ class Keeper:
         log.rotate(self.log_file)
         self.log_start = log.size(self.log_file)
         fd = theirs.fileno()
-        args = ["--fd", str(fd), "--device", self.device, "--engine", self._engine]
-        child = await Child.spawn("lodger.worker", args, log=self.log_file, pass_fds=(fd,))
+        args = ["--fd", str(fd), "--device", as_seen(self.device), "--engine", self._engine]
+        seen = environment(self.device)
+        child = await Child.spawn("lodger.worker", args, log=self.log_file, pass_fds=(fd,), environment=seen)
         _log.info("started the worker of %s, pid %d", self.device, child.identity.pid)
         return child
 

@@ -1,4 +1,4 @@
-"""`Launcher`: from a model that was asked for to one that its worker may load. One plan for all that wait."""
+"""`Launcher`: from a model that was asked for to one that its workers may load. One plan for all that wait."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TypeVar
 from lodger.device.view import DeviceView
 from lodger.errors import Cancelled, InternalError, LodgerError
 from lodger.hub.base import Report, Work
-from lodger.plan.fraction import in_bytes
+from lodger.plan.spread import likely, meant
 from lodger.plan.values import Candidate, Plan
 from lodger.spec import ModelSpec
 from lodger.supervisor.placement import Placement
@@ -23,7 +23,7 @@ Result = TypeVar("Result")
 
 
 class Launcher:
-    """Reads folders, measures the device, plans, and hands what fits to the supervisor.
+    """Reads folders, measures the devices, plans, and hands what fits to the supervisor.
 
     Models that are asked for together are planned together, so that the order in which they come does not matter.
     """
@@ -51,22 +51,23 @@ class Launcher:
         pids = [worker.pid for worker in self._supervisor.workers() if worker.pid is not None]
         return await asyncio.to_thread(self._placement.devices, pids)
 
-    async def plan(self, specs: Sequence[ModelSpec]) -> Plan:
-        """What would be granted to `specs` beside what is here. Those that are here already keep what they have.
+    async def plan(self, specs: Sequence[ModelSpec]) -> tuple[Plan, ...]:
+        """What would be granted to `specs` beside what is here, on every device in use then. Those that are here
+        already keep what they have.
 
         Raises:
             ModelProblem, DoesNotFit, Unsupported.
         """
-        view = self._placement.choose(await self.views())
-        held = self._held(view)
-        here = {candidate.spec.uid for candidate in held}
+        views = await self._usable()
+        held = {view.id: self._held(view) for view in views}
+        here = {candidate.spec.uid for on_one in held.values() for candidate in on_one}
         new = [await asyncio.to_thread(self._placement.candidate, spec) for spec in specs if spec.uid not in here]
-        return await asyncio.to_thread(self._placement.plan, view, [*held, *(in_bytes(one, view) for one in new)])
+        return await asyncio.to_thread(self._placement.plan, views, held, new)
 
     async def plans(self) -> tuple[Plan, ...]:
-        """What is granted now, on every device in use; on the one that would be used, when none is."""
+        """What is granted now, on every device in use; on all that would be used, when none is."""
         views = await self.views()
-        used = [view for view in views if self._held(view)] or [self._placement.choose(views)]
+        used = [view for view in views if self._held(view)] or self._placement.usable(views)
         return tuple(
             Plan(
                 device=view,
@@ -80,20 +81,21 @@ class Launcher:
     async def _place(self) -> None:
         """Until nobody waits for a grant. Who comes while folders are read is planned with those who came before."""
         while waiting := [record for record in self._records.values() if record.waits and not record.replicas]:
-            view = await _attempt(self._choose())
-            if isinstance(view, LodgerError):
+            views = await _attempt(self._usable())
+            if isinstance(views, LodgerError):
                 for record in waiting:
-                    record.move(LoadFailed(view.info()))
+                    record.move(LoadFailed(views.info()))
             elif unread := [record for record in waiting if record.candidate is None]:
-                for engine in {record.engine for record in unread}:
-                    self._supervisor.prewarm(view.id, engine)
+                for record in unread:
+                    for device in likely(views, record.spec):
+                        self._supervisor.prewarm(device, record.engine)
                 await asyncio.gather(*map(self._read, unread))
             else:
-                await self._grant(view, waiting)
+                await self._grant(views, waiting)
             await self._supervisor.release()  # inside the loop: who comes meanwhile is still seen by it
 
-    async def _choose(self) -> DeviceView:
-        return self._placement.choose(await self.views())
+    async def _usable(self) -> tuple[DeviceView, ...]:
+        return self._placement.usable(await self.views())
 
     async def _read(self, record: Record) -> None:
         found = await _attempt(asyncio.to_thread(self._placement.loadable, record.spec, self._converting(record)))
@@ -119,30 +121,33 @@ class Launcher:
 
         return report
 
-    async def _grant(self, view: DeviceView, waiting: Sequence[Record]) -> None:
+    async def _grant(self, views: Sequence[DeviceView], waiting: Sequence[Record]) -> None:
         """Plan as many of them as fit, first come, first served; then have them loaded."""
-        candidates = self._held(view)
-        accepted: list[Record] = []
-        plan: Plan | None = None
+        held = {view.id: self._held(view) for view in views}
+        accepted: dict[str, Candidate] = {}
+        plans: tuple[Plan, ...] = ()
         for record in waiting:
             assert record.candidate is not None
-            record.candidate = in_bytes(record.candidate, view)
-            record.spec = record.candidate.spec
-            tried = await _attempt(asyncio.to_thread(self._placement.plan, view, [*candidates, record.candidate]))
+            asked = [*accepted.values(), record.candidate]
+            tried = await _attempt(asyncio.to_thread(self._placement.plan, views, held, asked))
             if isinstance(tried, LodgerError):
                 record.move(LoadFailed(tried.info()))
             else:
-                plan = tried
-                candidates.append(record.candidate)
-                accepted.append(record)
-        if plan is None:
-            return
-        self._process[view.id] = plan.process
-        grants = {model.uid: model for model in plan.models}
-        for record in accepted:
-            if record.waits:
-                record.place({view.id: grants[record.spec.uid]})
-                self._supervisor.load(record)
+                plans, accepted[record.spec.uid] = tried, record.candidate
+        for plan in plans:
+            self._process[plan.device.id] = plan.process
+        for record in waiting:
+            if record.waits and record.spec.uid in accepted:
+                self._place_one(record, plans)
+
+    def _place_one(self, record: Record, plans: Sequence[Plan]) -> None:
+        uid = record.spec.uid
+        grants = [(plan.device, model) for plan in plans for model in plan.models if model.uid == uid]
+        assert record.candidate is not None
+        record.candidate = meant(record.candidate, grants[0][0])
+        record.spec = record.candidate.spec
+        record.place({device.id: grant for device, grant in grants})
+        self._supervisor.load(record)
 
     def _held(self, view: DeviceView) -> list[Candidate]:
         replicas = (replica for record in self._records.values() for replica in record.replicas)

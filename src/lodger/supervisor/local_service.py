@@ -49,7 +49,7 @@ class LocalService:
     Args:
         address: where clients reach it, as `status` tells it.
         reserve: bytes to leave to others; None for the planner's own.
-        device: "cpu", "cuda:0", ...; None for the best that the machine has.
+        device: "cpu", "cuda:0", "cuda" for any GPU, ...; None for every GPU that the machine has, else its CPU.
         engine: runs every model, whatever engine its spec names: a name of `lodger.engines` or "module:Class".
         placement: where it learns what fits; None for this machine's folders and devices.
         silence: seconds without a sign of a busy worker after which it is taken for hung and replaced.
@@ -157,7 +157,7 @@ class LocalService:
             models=tuple(self.models()),
         )
 
-    async def plan(self, specs: tuple[ModelSpec, ...]) -> Plan:
+    async def plan(self, specs: tuple[ModelSpec, ...]) -> tuple[Plan, ...]:
         return await self._launcher.plan(specs)
 
     def logs(self, uid: str | None, lines: int) -> list[str]:

@@ -1,4 +1,4 @@
-"""What a model is, on which device it goes and what it is granted there. Everything here blocks: call it in threads."""
+"""What a model is, where it goes and what it is granted there. Everything here blocks: call it in threads."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from lodger.catalogue.identify import identify
-from lodger.device.probe import choose_device, probe_devices
+from lodger.device.probe import probe_devices, usable_devices
 from lodger.device.view import DeviceView
 from lodger.hub.base import Report
 from lodger.hub.prepare import loadable
 from lodger.paths import Home
-from lodger.plan.planner import default_reserve, plan
+from lodger.plan.planner import default_reserve
+from lodger.plan.spread import Held, spread
 from lodger.plan.values import Candidate, Plan
 from lodger.spec import ModelSpec
 
@@ -23,8 +24,8 @@ class Placement:
 
     Args:
         home: where model names are looked up, and where what must be converted goes if its own folder is read-only.
-        device: "cpu", "cuda:0", ...; None for the best that the machine has.
-        reserve: bytes to leave to others; None for the planner's own.
+        device: "cpu", "cuda:0", "cuda" for any GPU, ...; None for every GPU that the machine has, else its CPU.
+        reserve: bytes to leave to others on each device; None for the planner's own.
     """
 
     def __init__(self, home: Home, *, device: str | None, reserve: int | None) -> None:
@@ -58,21 +59,21 @@ class Placement:
         """Every device of the machine, measured now."""
         return probe_devices(our_pids)
 
-    def choose(self, views: Sequence[DeviceView]) -> DeviceView:
-        """The one to put models on.
+    def usable(self, views: Sequence[DeviceView]) -> tuple[DeviceView, ...]:
+        """Those to put models on.
 
         Raises:
             ConfigProblem: the machine has no such device as was asked for.
         """
-        return choose_device(views, self._device)
+        return usable_devices(views, self._device)
 
     def reserve(self, view: DeviceView) -> int:
         return default_reserve(view) if self._reserve is None else self._reserve
 
-    def plan(self, view: DeviceView, candidates: Sequence[Candidate]) -> Plan:
-        """Grants for all of them; those that hold something keep it.
+    def plan(self, views: Sequence[DeviceView], held: Held, new: Sequence[Candidate]) -> tuple[Plan, ...]:
+        """The plan of each device that has a model then; what is `held` there stays.
 
         Raises:
             DoesNotFit, Unsupported.
         """
-        return plan(view, tuple(candidates), reserve=self._reserve)
+        return spread(views, held, new, reserve=self._reserve)

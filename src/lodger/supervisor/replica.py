@@ -11,6 +11,7 @@ from lodger.engines.base import LoadRequest
 from lodger.plan.values import Candidate, ModelPlan
 from lodger.service import ReplicaStatus
 from lodger.supervisor.state import Event, Life, step
+from lodger.supervisor.visibility import as_seen
 
 if TYPE_CHECKING:
     from lodger.supervisor.remote import RemoteWorker
@@ -80,7 +81,7 @@ class Replica:
             spec=spec,
             facts=self._candidate.facts,
             budget=self.grant.budget,
-            device=self.device,
+            device=as_seen(self.device),
             dtype=spec.dtype if self.device == "cpu" else self.grant.dtype,
         )
 
