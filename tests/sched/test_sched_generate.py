@@ -172,6 +172,22 @@ def test_the_preempted_sequence_is_the_first_to_come_back() -> None:
     assert bench.prefill().rows[0].sequence == 1
 
 
+def test_who_comes_back_to_all_but_the_last_token_is_not_decoded_while_a_prefill_computes_it() -> None:
+    bench = Bench(blocks=4, block_size=2)
+    bench.add([1], [2, 3, 4], max_new_tokens=6)
+    bench.prefill()
+    while not bench.sequences[1].preemptions:
+        bench.decode()
+    bench.scheduler.finish(0)
+    step = bench.scheduler.next_prefill(100)
+    assert step is not None
+    assert [len(row.tokens) for row in step.rows] == [1]
+    assert bench.scheduler.next_decode(100) is None
+    bench.scheduler.complete(step, bench.model.run(step))
+    assert bench.decode() is not None
+    assert bench.sequences[1].generated == continuation([2, 3, 4], len(bench.sequences[1].generated))
+
+
 def test_preemption_does_not_change_what_is_reported_as_cached() -> None:
     bench = Bench(blocks=6, block_size=4, max_running=4)
     bench.add([1] * 7, [2] * 7, max_new_tokens=12)

@@ -160,6 +160,7 @@ class GenerateScheduler:
         fresh = self._pool.allocate(self._pool.blocks_for(len(sequence.tokens)) - len(cached))
         sequence.blocks = cached + fresh
         sequence.computed = len(cached) * self._pool.block_size
+        sequence.admitted_tokens = len(sequence.tokens)
         if not sequence.preemptions:
             sequence.cached_tokens = sequence.computed
         self._running[sequence.id] = sequence

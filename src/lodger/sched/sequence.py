@@ -15,6 +15,7 @@ class Sequence:
     """
 
     __slots__ = (
+        "admitted_tokens",
         "arrival",
         "blocks",
         "cached_tokens",
@@ -34,6 +35,7 @@ class Sequence:
         self.prompt_length = len(self.tokens)
         self.max_new_tokens = max_new_tokens
         self.computed = 0
+        self.admitted_tokens = self.prompt_length  # how many were known when it was last admitted
         self.blocks: list[int] = []
         self.cached_tokens = 0  # prompt tokens taken from the prefix cache when it was first admitted
         self.preemptions = 0
@@ -51,5 +53,6 @@ class Sequence:
 
     @property
     def prefilling(self) -> bool:
-        """More than the newest generated token is still to be computed."""
-        return self.computed < max(self.prompt_length, len(self.tokens) - 1)
+        """Of what was known when it was admitted some is still to be computed, the last token included: while a prefill
+        may be on its way with that one, no decode may take it too."""
+        return self.computed < self.admitted_tokens
