@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -25,6 +25,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     memory: int | None = None  # most bytes this model may hold; None: what the plan gives
     memory_fraction: float | None = None  # vLLM's way to say it: of the whole device, in 0..1; the plan makes it bytes
     dtype: str | None = None  # "float32", "bfloat16", "float16"; None: what the device does best
+    quantization: Literal["int8"] | None = None  # of the weights of decoders, made while loading; None: as they are
     engine: str | None = None  # any known name; see `lodger.engines`
     gpu: tuple[Annotated[int, msgspec.Meta(ge=0)], ...] = ()  # the GPUs it may go on, by number; none: any
     replicas: Annotated[int, msgspec.Meta(ge=1)] = 1  # copies, each on a GPU of its own

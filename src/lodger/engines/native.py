@@ -47,6 +47,7 @@ class _Key(NamedTuple):
     path: str
     architecture: str
     dtype: str | None  # as asked for
+    quantization: str | None
     output_rows: int  # of the output projection
     token_heads: tuple[TokenHead, ...]
 
@@ -99,9 +100,11 @@ class NativeEngine:
         start = time.monotonic()
         facts, budget, uid = request.facts, request.budget, request.spec.uid
         tokenizer = Tokenizer.load(facts.path, lowercase=facts.lowercase)
-        key = _Key(facts.path, facts.architecture, request.dtype, facts.output_rows, facts.token_heads)
+        asked = request.dtype, request.spec.quantization
+        key = _Key(facts.path, facts.architecture, *asked, facts.output_rows, facts.token_heads)
         if key not in self._weights:
-            candidates, answers = precisions(facts, request.dtype, self._device), _answers(facts, tokenizer)
+            candidates = precisions(facts, request.dtype, self._device, request.spec.quantization)
+            answers = _answers(facts, tokenizer)
             read = partial(load_runner, facts, budget.weights, device=self._device, answers=answers)
             runner = read(precisions=candidates, progress=progress)
             again = partial(read, precisions=[runner.precision], progress=_quietly)

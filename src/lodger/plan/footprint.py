@@ -11,6 +11,9 @@ from lodger.device.view import DeviceView
 from lodger.units import MIB
 
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
+# What products with weights of one byte take beside their results: a piece of the weight made dense for a long prompt,
+# or the sums of programs that share the columns of one tile (at most 17 MiB on a card of 132 processors).
+INT8_WORKSPACE = 32 * MIB
 HALF = ("bfloat16", "float16")
 
 CUDA_CONTEXT = 550 * MIB  # measured 529 to 621 MiB on an H100 (driver 580, torch 2.11)
@@ -47,7 +50,7 @@ def choose_dtype(device: DeviceView, facts: ModelFacts, asked: str | None) -> st
     return "bfloat16" if facts.causal else "float16"
 
 
-def weights(facts: ModelFacts, dtype: str, device: DeviceView) -> int:
+def weights(facts: ModelFacts, dtype: str, device: DeviceView, *, int8: bool = False) -> int:
     """Bytes of the parameters on the device, each converted to `dtype`, tied tensors once.
 
     A CPU that stores float16 looks tokens up in one table and multiplies with another, so tied tensors count twice.
@@ -59,7 +62,18 @@ def weights(facts: ModelFacts, dtype: str, device: DeviceView) -> int:
     rows = {"sparse": 1, "colbert": facts.hidden_size}
     heads = sum(rows[head] for head in facts.token_heads) * (facts.hidden_size + 1) * (4 - ITEMSIZE[dtype])
     answers = 2 * facts.hidden_size * 4 if facts.rerank_method == "yes-no" else 0
-    return (facts.parameters + table) * ITEMSIZE[dtype] + heads + answers
+    saved = int8_saves(facts, dtype) if int8 else 0
+    return (facts.parameters + table) * ITEMSIZE[dtype] + heads + answers - saved
+
+
+def int8_saves(facts: ModelFacts, dtype: str) -> int:
+    """Bytes by which weights of one byte are fewer: those of a decoder's four products a layer, less a float32 scale
+    for each row. Its layers are h x (H + 2K)D, HD x h, h x 2i and i x h."""
+    h, i = facts.hidden_size, facts.intermediate_size
+    queries, keys = facts.attention_heads * facts.head_dim, facts.kv_heads * facts.head_dim
+    numbers = h * (2 * queries + 2 * keys + 3 * i)
+    rows = queries + 2 * keys + h + 2 * i + h
+    return facts.layers * (numbers * (ITEMSIZE[dtype] - 1) - rows * 4)
 
 
 def kv_bytes_per_token(facts: ModelFacts, dtype: str, device: DeviceView) -> int:

@@ -9,7 +9,7 @@ import torch
 
 from lodger.catalogue.facts import ModelFacts
 from lodger.runtime.layers import half_weights_served, make_linear
-from lodger.runtime.precision import Precision, precision
+from lodger.runtime.precision import Precision, precision, with_int8
 
 _WORKING_SET = 16 * 2**20  # bytes of float32 weights: a product finds them in no core's own cache
 _MOST_LAYERS = 64
@@ -18,15 +18,23 @@ _REPEATS = 3
 _ADVANTAGE = {"float32": 1.0, "float16": 1.15, "bfloat16": 1.3}  # how much faster the coarser must be to be preferred
 
 
-def precisions(facts: ModelFacts, asked: str | None, device: torch.device) -> list[Precision]:
+def precisions(
+    facts: ModelFacts, asked: str | None, device: torch.device, quantization: str | None = None
+) -> list[Precision]:
     """Candidates, the preferred one first; only `asked` where that is set.
 
     A CPU's are ordered by measured speed. On a GPU it is the stored dtype if that is a half precision, else bfloat16
-    for decoders and float16 for encoders, which need its longer mantissa more than range.
+    for decoders and float16 for encoders, which need its longer mantissa more than range. Weights of one byte are for
+    decoders, and then for nothing else.
 
     Raises:
-        Unsupported: `asked` is no dtype that models run in.
+        Unsupported: `asked` is no dtype that models run in, or not one for weights of one byte.
     """
+    found = _dense(facts, asked, device)
+    return [with_int8(found[0], device)] if quantization and facts.causal else found
+
+
+def _dense(facts: ModelFacts, asked: str | None, device: torch.device) -> list[Precision]:
     if asked:
         return [precision(asked, device)]
     if device.type == "cpu":

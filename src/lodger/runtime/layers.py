@@ -14,6 +14,7 @@ import torch
 from torch.nn.functional import embedding, linear
 
 from lodger.runtime.precision import Precision
+from lodger.runtime.quantised import SCALE_BYTES, QuantisedLinear, quantise
 
 PACKED_FOR_ROWS = 16  # rows of input that oneDNN's reordering has in mind: between a decode step and a short prompt
 
@@ -95,6 +96,7 @@ class Placement:
         self.held = 0  # bytes
         self._on_read = on_read
         self._lock = Lock()
+        self._quantising = Lock()  # one at a time: what it takes beside its result counts once
 
     def tensor(self, stored: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
         """A copy on the device, so that the file behind `stored` is not needed any more."""
@@ -107,10 +109,25 @@ class Placement:
 
     def linear(self, weights: list[torch.Tensor], biases: list[torch.Tensor | None]) -> torch.nn.Module:
         """One product for several with the same input: their outputs lie side by side."""
+        if self.precision.int8:
+            return self._quantised(weights, biases)
+        return self.dense(weights, biases)
+
+    def dense(self, weights: list[torch.Tensor], biases: list[torch.Tensor | None]) -> torch.nn.Module:
+        """`linear` in the precision's own dtype whatever else it says."""
         whole = torch.cat([weight.to(self.precision.weights) for weight in weights])
-        bias = None if biases[0] is None else torch.cat([b for b in biases if b is not None])
-        self._count(sum(weight.nbytes for weight in weights), linear_bytes(whole.shape, self.device, self.precision))
-        return make_linear(whole, None if bias is None else self.tensor(bias), self.device, self.precision)
+        size = linear_bytes(whole.shape, self.device, self.precision.dense)
+        self._count(sum(weight.nbytes for weight in weights), size)
+        return make_linear(whole, self._bias(biases), self.device, self.precision)
+
+    def _quantised(self, weights: list[torch.Tensor], biases: list[torch.Tensor | None]) -> torch.nn.Module:
+        with self._quantising:
+            values, scales = quantise(weights, self.device)
+        self._count(sum(weight.nbytes for weight in weights), values.nbytes + scales.nbytes)
+        return QuantisedLinear(values, scales, self._bias(biases))
+
+    def _bias(self, biases: list[torch.Tensor | None]) -> torch.Tensor | None:
+        return None if biases[0] is None else self.tensor(torch.cat([b for b in biases if b is not None]))
 
     def _count(self, read: int, held: int) -> None:
         with self._lock:
@@ -119,8 +136,10 @@ class Placement:
 
 
 def linear_bytes(shape: torch.Size, device: torch.device, precision: Precision) -> int:
-    """Bytes that a weight [out, in] takes in the layer that `make_linear` makes of it."""
+    """Bytes that a weight [out, in] takes in the layer that `Placement.linear` makes of it."""
     rows, columns = shape
+    if precision.int8:
+        return rows * (columns + SCALE_BYTES)
     if _packs_half(device, precision):
         columns = -(-columns // _FBGEMM_ROWS) * _FBGEMM_ROWS
     return rows * columns * precision.weights.itemsize

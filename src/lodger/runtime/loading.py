@@ -72,7 +72,7 @@ def weight_bytes(stored: Stored, facts: ModelFacts, precision: Precision, device
     size = sum(_module_bytes(module, precision, device) for module in stored.model.modules())
     size += sum(head.placed_bytes for head in stored.heads.values())
     if facts.generates and not (facts.tied_embeddings and _one_table(precision)):
-        size += linear_bytes(torch.Size((facts.vocab_size, facts.hidden_size)), device, precision)
+        size += linear_bytes(torch.Size((facts.vocab_size, facts.hidden_size)), device, precision.dense)
     return size
 
 
@@ -128,7 +128,7 @@ def _lm_head(
     assert isinstance(weight, torch.Tensor)
     if facts.tied_embeddings and _one_table(placement.precision):
         return PlainLinear(weight, None)
-    return placement.linear([weight], [None])
+    return placement.dense([weight], [None])
 
 
 def _reporter(stored: Stored, progress: Report) -> Callable[[int], None]:

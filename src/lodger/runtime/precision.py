@@ -16,6 +16,12 @@ class Precision(NamedTuple):
     weights: torch.dtype
     compute: torch.dtype  # activations and KV cache
     tolerance: float  # relative error against float32 that a sound model stays under
+    int8: bool = False  # the products of the layers have weights of one byte instead (`lodger.runtime.quantised`)
+
+    @property
+    def dense(self) -> Precision:
+        """The same without weights of one byte."""
+        return self._replace(int8=False)
 
 
 def precision(name: str, device: torch.device) -> Precision:
@@ -30,3 +36,26 @@ def precision(name: str, device: torch.device) -> Precision:
     weights: torch.dtype = getattr(torch, name)
     compute = torch.float32 if name == "float16" and device.type == "cpu" else weights
     return Precision(name, weights, compute, tolerances[name])
+
+
+# Rounding weights to one byte moves the hidden state of the worst token by 7 % in SmolLM2-135M and by 5 to 7 % in small
+# random models, 8 % together with bfloat16. A weight that is wrong moves it by about all of its length.
+_INT8_TOLERANCE = 0.2
+_WITHOUT = "Leave quantization out."
+
+
+def with_int8(dense: Precision, device: torch.device) -> Precision:
+    """`dense` with weights of one byte in the layers.
+
+    Raises:
+        Unsupported: not on this device, or not with this dtype.
+    """
+    if device.type != "cuda":
+        raise Unsupported("int8 weights need a GPU.", hint=_WITHOUT, param="quantization")
+    if dense.weights not in (torch.bfloat16, torch.float16):
+        raise Unsupported(
+            f"int8 weights compute in bfloat16 or float16, not in {dense.name}.",
+            hint=_WITHOUT,
+            param="quantization",
+        )
+    return dense._replace(int8=True, tolerance=_INT8_TOLERANCE)
