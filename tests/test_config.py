@@ -65,6 +65,7 @@ models:
     dtype: bfloat16
     engine: transformers
     description: ranks
+    sleep_after: 1.5h
   named: {name: Qwen3-Instruct, size_in_billions: 4}
   bge-m3:
 """
@@ -82,9 +83,18 @@ models:
         dtype="bfloat16",
         engine="transformers",
         description="ranks",
+        sleep_after=5400,
     )
     assert named == ModelSpec(uid="named", name="Qwen3-Instruct", size_in_billions="4")
     assert known == ModelSpec(uid="bge-m3")
+
+
+@pytest.mark.parametrize(
+    ("written_as", "seconds"), [("10m", 600), ("90s", 90), ("1 h", 3600), ("2d", 172800), ("45", 45)]
+)
+def test_times(tmp_path: Path, written_as: str, seconds: int) -> None:
+    config = load_config(written(tmp_path, f"models: {{chat: {{path: x, sleep_after: {written_as}}}}}"))
+    assert config.models[0].sleep_after == seconds
 
 
 def test_a_folder_in_the_users_home(tmp_path: Path) -> None:
@@ -115,6 +125,9 @@ MODELS = "models: {chat: folder}\n"
         ("models: {chat: {kind: chatty}}", "models.chat.kind should be 'chat', 'embedding' or 'rerank', not 'ch", ""),
         ("models: {chat: {dtype: int8}}", "models.chat.dtype should be one of float32, bfloat16, float16, not 'i", ""),
         ("models: {chat: {context_length: 0}}", "models.chat.context_length should be greater than or equal to 1", ""),
+        ("models: {chat: {sleep_after: soon}}", "models.chat.sleep_after should be a time such as 10m, 90s or 2h", ""),
+        ("models: {chat: {sleep_after: 0}}", "models.chat.sleep_after should be greater than 0, not 0.", ""),
+        ("models: {chat: {sleep_after: true}}", "models.chat.sleep_after should be a time such as", ""),
         ("models: {chat: 5}", "models.chat should be a valid dictionary", "Write a folder, or options: path"),
         ("", "lodger.yaml:1: no models are named.", "Write 'models:'"),
         ("port: 1\nmodels:\n", "lodger.yaml:2: models should be a valid dictionary", "Write 'models:'"),

@@ -22,6 +22,8 @@ from lodger.process import Identity, alive
 from lodger.service import ModelStatus, ServerStatus
 from lodger.spec import ModelSpec
 
+_TURN_SECONDS = 600.0  # a long answer may have to end before its model sleeps
+
 
 def is_loopback(host: str) -> bool:
     """Whether only this machine can reach `host`."""
@@ -101,6 +103,9 @@ class Client:
     def models(self) -> list[ModelStatus]:
         return decode(self._send("GET", "/lodger/models"), type=list[ModelStatus])
 
+    def model(self, uid: str) -> ModelStatus:
+        return decode(self._send("GET", f"/lodger/models/{quote(uid, safe='')}"), type=ModelStatus)
+
     def launch(self, spec: ModelSpec, *, wait: bool = False) -> ModelStatus:
         """Ask for a model; without `wait` this returns as soon as the plan has granted it."""
         return decode(self._send("POST", f"/lodger/models?wait={str(wait).lower()}", spec), type=ModelStatus)
@@ -108,6 +113,18 @@ class Client:
     def terminate(self, uid: str) -> None:
         """Returns when the model's memory is back."""
         self._send("DELETE", f"/lodger/models/{quote(uid, safe='')}", timeout=120.0)
+
+    def sleep(self, uid: str) -> ModelStatus:
+        """Returns when the requests in work are done and the model's memory is back."""
+        return self._turn(uid, "sleep")
+
+    def wake(self, uid: str) -> ModelStatus:
+        """Returns when the model serves."""
+        return self._turn(uid, "wake")
+
+    def _turn(self, uid: str, verb: str) -> ModelStatus:
+        path = f"/lodger/models/{quote(uid, safe='')}/{verb}"
+        return decode(self._send("POST", path, timeout=_TURN_SECONDS), type=ModelStatus)
 
     def plan(self, specs: tuple[ModelSpec, ...]) -> tuple[Plan, ...]:
         """What would happen if these were launched beside what runs now: one plan for each device in use then."""

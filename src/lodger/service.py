@@ -56,6 +56,11 @@ class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
         return self.spec.uid
 
     @property
+    def serves(self) -> bool:
+        """Whether it answers who asks now; one that sleeps wakes for that."""
+        return self.state in ("ready", "asleep")
+
+    @property
     def devices(self) -> tuple[str, ...]:
         """Where it is, one for each replica."""
         return tuple(replica.device for replica in self.replicas) or ((self.device,) if self.device else ())
@@ -109,6 +114,23 @@ class Service(Protocol):
 
         Raises:
             UnknownModel.
+        """
+        ...
+
+    async def sleep(self, uid: str) -> ModelStatus:
+        """Let the model's requests finish, then give its memory back. The next request, or `wake`, brings it back.
+
+        Raises:
+            UnknownModel, NotReady: it is neither ready nor asleep.
+        """
+        ...
+
+    async def wake(self, uid: str) -> ModelStatus:
+        """Bring a model back that sleeps, with what it was granted. Returns when it serves.
+
+        Raises:
+            UnknownModel, NotReady.
+            DoesNotFit, OutOfMemory: its memory was taken meanwhile; it sleeps on.
         """
         ...
 

@@ -13,7 +13,7 @@ from lodger.catalogue.facts import ModelFacts
 from lodger.device.view import DeviceView
 from lodger.engines.base import LoadRequest
 from lodger.engines.echo import EchoEngine, EchoModel
-from lodger.errors import ErrorInfo, FolderMissing, ModelFailed, ModelLoading, UidTaken, UnknownModel
+from lodger.errors import DoesNotFit, ErrorInfo, FolderMissing, ModelFailed, ModelLoading, UidTaken, UnknownModel
 from lodger.plan.values import ModelPlan, Plan
 from lodger.service import ModelStatus, ServerStatus, State, WorkerStatus
 from lodger.spec import ModelSpec
@@ -55,6 +55,7 @@ class FakeService:
     Attributes:
         script: answers generations instead of the echo models.
         tasks: every task that was asked for.
+        full: models that cannot wake.
         open: generations begun and not ended yet.
         loading: launches without `wait` stay in this state until `finish` is called.
     """
@@ -65,6 +66,7 @@ class FakeService:
         self.script: Script | None = None
         self.tasks: list[object] = []
         self.open = 0
+        self.full: set[str] = set()
         for uid, kind in (models if models is not None else GUIDE).items():
             self.add(ModelSpec(uid=uid, name=uid.removesuffix("-local"), kind=kind))  # type: ignore[arg-type]
 
@@ -125,6 +127,17 @@ class FakeService:
     async def terminate(self, uid: str) -> None:
         self.model(uid)
         del self._status[uid], self._models[uid]
+
+    async def sleep(self, uid: str) -> ModelStatus:
+        self.model(uid)
+        self._status[uid] = msgspec.structs.replace(self._status[uid], state="asleep", memory={"host": 2**29})
+        return self._status[uid]
+
+    async def wake(self, uid: str) -> ModelStatus:
+        if uid in self.full:
+            raise DoesNotFit(f"{uid} needs at least 1.00 GiB.", hint="Wait.")
+        self._status[uid] = msgspec.structs.replace(self.model(uid), state="ready", memory={"weights": 2**30})
+        return self._status[uid]
 
     def models(self) -> list[ModelStatus]:
         return list(self._status.values())

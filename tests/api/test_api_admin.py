@@ -8,7 +8,7 @@ from api_server import Served
 
 from lodger import __version__
 from lodger.client import Client
-from lodger.errors import ErrorInfo, InvalidRequest, MalformedBody, UidTaken, UnknownModel
+from lodger.errors import DoesNotFit, ErrorInfo, InvalidRequest, MalformedBody, UidTaken, UnknownModel
 from lodger.service import ModelStatus
 from lodger.spec import ModelSpec
 
@@ -29,6 +29,23 @@ def test_the_command_lines_client_manages_models(client: Client, served: Served)
     client.terminate("mine")
     with pytest.raises(UnknownModel):
         client.terminate("mine")
+
+
+def test_models_sleep_and_wake(client: Client, served: Served) -> None:
+    uid = "bge-m3-local"
+    assert client.sleep(uid).state == "asleep"
+    assert client.model(uid).memory == {"host": 2**29}
+    assert served.ask("GET", "/readyz").status == 200
+    assert served.ask("GET", "/v1/models/" + uid).status == 200
+    assert uid in [row["id"] for row in served.ask("GET", "/v1/models").json["data"]]
+    served.service.full.add(uid)
+    with pytest.raises(DoesNotFit, match="1.00 GiB"):
+        client.wake(uid)
+    served.service.full.clear()
+    assert client.wake(uid).state == "ready"
+    for verb in (client.sleep, client.wake):
+        with pytest.raises(UnknownModel):
+            verb("nosuch")
 
 
 def test_the_plan_comes_back_as_the_value_that_it_is(client: Client) -> None:

@@ -63,7 +63,7 @@ def verify(client: Client, models: Sequence[ModelStatus]) -> Iterator[Answer]:
     """One answer for each model, as it comes. A model that cannot be asked has its reason among the problems."""
     for model in models:
         kind = model.facts.kind if model.facts else model.spec.kind
-        if model.state != "ready" or kind is None:
+        if not model.serves or kind is None:
             reason = from_info(model.error).text if model.error else f"it is {model.state}"
             yield Answer(uid=model.uid, kind=kind, problems=(f"not ready: {reason}",))
             continue

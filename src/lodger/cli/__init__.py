@@ -29,6 +29,8 @@ COMMANDS: dict[str, str] = {
     "serve": "lodger.cli.serve",
     "launch": "lodger.cli.launch",
     "list": "lodger.cli.list",
+    "sleep": "lodger.cli.sleep",
+    "wake": "lodger.cli.wake",
     "terminate": "lodger.cli.terminate",
     "stop": "lodger.cli.stop",
     "logs": "lodger.cli.logs",

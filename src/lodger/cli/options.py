@@ -88,3 +88,6 @@ def complete_uid(incomplete: str) -> list[str]:
         return [model.uid for model in client.models() if model.uid.startswith(incomplete)]
     except LodgerError:
         return []
+
+
+ModelUid = Annotated[str, typer.Argument(metavar="UID", help="The model's uid.", autocompletion=complete_uid)]

@@ -16,18 +16,19 @@ if TYPE_CHECKING:
     from lodger.service import ModelStatus
 
 QUIET = 5.0  # seconds without a line, at least
+SETTLED = ("ready", "asleep", "failed")
 
 Show = Callable[["ModelStatus"], None]
 
 
 def wait_settled(client: Client, uids: Sequence[str]) -> list[ModelStatus]:
-    """Return when each of these models is ready or has failed."""
+    """Return when each of these models serves or has failed."""
     with _bars(uids) if talk().is_terminal else _lines() as show:
         while True:
             models = [model for model in client.models() if model.uid in uids]
             for model in models:
                 show(model)
-            if all(model.state in ("ready", "failed") for model in models):
+            if all(model.state in SETTLED for model in models):
                 return models
             time.sleep(0.1)
 
@@ -55,7 +56,7 @@ def _bars(uids: Sequence[str]) -> Iterator[Show]:
         tasks = {uid: progress.add_task(uid, total=1.0, state="waiting") for uid in uids}
 
         def show(model: ModelStatus) -> None:
-            done = model.state in ("ready", "failed")
+            done = model.state in SETTLED
             progress.update(tasks[model.uid], completed=1.0 if done else model.progress, state=model.state)
             if done:
                 progress.stop_task(tasks[model.uid])
@@ -69,7 +70,7 @@ def _lines() -> Iterator[Show]:
     told: set[str] = set()
 
     def show(model: ModelStatus) -> None:
-        if model.state in ("ready", "failed") and model.uid not in told:
+        if model.state in SETTLED and model.uid not in told:
             told.add(model.uid)
             say(f"{model.uid}: {model.state} after {time.monotonic() - started:.1f} s")
 

@@ -55,7 +55,6 @@ def _row(model: ModelStatus, granted: int | None) -> tuple[object, ...]:
 
     kind = model.facts.kind if model.facts else model.spec.kind or "-"
     state = f"{model.state} {model.progress:.0%}" if model.state == "loading" else model.state
-    held = sum(model.memory.values())
     context = model.context_length or "-"
     return (
         model.uid,
@@ -64,9 +63,18 @@ def _row(model: ModelStatus, granted: int | None) -> tuple[object, ...]:
         model.dtype or "-",
         context,
         gib(granted) if granted else "-",
-        gib(held) if held else "-",
+        _held(model.memory),
         model.running,
     )
+
+
+def _held(memory: dict[str, int]) -> str:
+    """On the device, or what keeps the weights of one that sleeps."""
+    from lodger.units import gib
+
+    held = sum(size for part, size in memory.items() if part != "host")
+    in_ram = f"{gib(memory['host'])} of RAM" if memory.get("host") else ""
+    return ", ".join(filter(None, (gib(held) if held else "", in_ram))) or "-"
 
 
 def _duration(seconds: float) -> str:

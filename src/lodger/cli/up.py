@@ -136,7 +136,7 @@ def _launch_missing(client: Client, what: Wanted) -> list[str]:
         show_plans(client.plan(tuple(missing)))
     for spec in missing:
         client.launch(spec)
-    return [spec.uid for spec in missing] + [uid for uid, model in there.items() if model.state != "ready"]
+    return [spec.uid for spec in missing] + [uid for uid, model in there.items() if not model.serves]
 
 
 def _check(client: Client, what: Wanted, launched: list[str]) -> bool:
@@ -151,7 +151,7 @@ def _check(client: Client, what: Wanted, launched: list[str]) -> bool:
     models = [model for model in client.models() if model.uid in wanted_uids]
     say()
     good = show_answers(verify(client, models))
-    ready = [model for model in models if model.state == "ready"]
+    ready = [model for model in models if model.serves]
     print(f"\nLodger serves {plural(len(ready), 'model')} at {client.base_url}.{' Try:' if ready else ''}\n")
     for line in curls(client.base_url, ready, key=client.api_key is not None):
         print(f"  {line}\n")

@@ -10,11 +10,13 @@ from typing import TypeVar
 from lodger.device.view import DeviceView
 from lodger.errors import Cancelled, InternalError, LodgerError
 from lodger.hub.base import Report, Work
+from lodger.plan import planner
 from lodger.plan.spread import likely, meant
 from lodger.plan.values import Candidate, Plan
 from lodger.spec import ModelSpec
 from lodger.supervisor.placement import Placement
 from lodger.supervisor.record import Record
+from lodger.supervisor.replica import Replica
 from lodger.supervisor.state import LoadFailed, Progressed
 from lodger.supervisor.supervisor import Supervisor
 
@@ -35,6 +37,7 @@ class Launcher:
         self._process: dict[str, int] = {}  # device -> bytes of its worker itself, as last planned
         self._work: asyncio.Task[None] | None = None
         self._stopped = False
+        self._planning = asyncio.Lock()  # from measuring what is free until it is counted as granted
 
     def wake(self) -> None:
         """There is a new record."""
@@ -64,6 +67,18 @@ class Launcher:
         new = [await asyncio.to_thread(self._placement.candidate, spec) for spec in specs if spec.uid not in here]
         return await asyncio.to_thread(self._placement.plan, views, held, new)
 
+    async def again(self, replica: Replica) -> None:
+        """Count a replica that wakes as having again what it was granted, if that is still free.
+
+        Raises:
+            DoesNotFit: somebody else has taken it.
+        """
+        async with self._planning:
+            view = next(view for view in await self.views() if view.id == replica.device)
+            candidates = (*self._held(view), replica.granted)
+            await asyncio.to_thread(planner.plan, view, candidates, reserve=self._placement.reserve(view))
+            replica.waking = True
+
     async def plans(self) -> tuple[Plan, ...]:
         """What is granted now, on every device in use; on all that would be used, when none is."""
         views = await self.views()
@@ -91,7 +106,8 @@ class Launcher:
                         self._supervisor.prewarm(device, record.engine)
                 await asyncio.gather(*map(self._read, unread))
             else:
-                await self._grant(views, waiting)
+                async with self._planning:
+                    await self._grant(views, waiting)
             await self._supervisor.release()  # inside the loop: who comes meanwhile is still seen by it
 
     async def _usable(self) -> tuple[DeviceView, ...]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-from contextlib import aclosing, contextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager, suppress
 from typing import cast
 
 import msgspec
@@ -34,6 +34,7 @@ from lodger.supervisor.placement import Placement
 from lodger.supervisor.record import Record
 from lodger.supervisor.remote import RemoteWorker
 from lodger.supervisor.replica import Replica
+from lodger.supervisor.sleeper import Sleeper
 from lodger.supervisor.supervisor import Supervisor
 from lodger.tasks import Delta, EmbedResult, EmbedTask, GenerateTask, RerankResult, RerankTask
 
@@ -74,22 +75,25 @@ class LocalService:
         self._supervisor = Supervisor(home, self._records, silence=silence)
         placement = placement or Placement(home, device=device, reserve=reserve)
         self._launcher = Launcher(self._records, placement, self._supervisor)
+        self._sleeper = Sleeper(self._records, self._launcher, self._supervisor)
         self._draining = False
         self._idle = asyncio.Event()
         self._idle.set()
 
     async def generate(self, task: GenerateTask) -> AsyncIterator[Delta]:
-        with self._request(task.model) as remote:
-            async with aclosing(cast("AsyncGenerator[Delta, None]", remote.generate(task))) as deltas:
-                async for delta in deltas:
-                    yield delta
+        async with (
+            self._request(task.model) as remote,
+            aclosing(cast("AsyncGenerator[Delta, None]", remote.generate(task))) as deltas,
+        ):
+            async for delta in deltas:
+                yield delta
 
     async def embed(self, task: EmbedTask) -> EmbedResult:
-        with self._request(task.model) as remote:
+        async with self._request(task.model) as remote:
             return await remote.embed(task)
 
     async def rerank(self, task: RerankTask) -> RerankResult:
-        with self._request(task.model) as remote:
+        async with self._request(task.model) as remote:
             return await remote.rerank(task)
 
     async def launch(self, spec: ModelSpec, *, wait: bool = True) -> ModelStatus:
@@ -109,6 +113,7 @@ class LocalService:
             )
         record = self._records[spec.uid] = self._record(spec)
         self._launcher.wake()
+        self._sleeper.watch()
         if wait:
             await self._until_ready(record, former)
         return record.status()
@@ -138,6 +143,16 @@ class LocalService:
         if self._records.get(uid) is record:
             del self._records[uid]
         await self._supervisor.release()
+
+    async def sleep(self, uid: str) -> ModelStatus:
+        record = self._serving(uid)
+        await self._sleeper.sleep(record)
+        return record.status()
+
+    async def wake(self, uid: str) -> ModelStatus:
+        record = self._serving(uid)
+        await self._sleeper.wake(record)
+        return record.status()
 
     def models(self) -> list[ModelStatus]:
         return [record.status() for record in self._records.values()]
@@ -183,33 +198,49 @@ class LocalService:
     async def close(self) -> None:
         """End the workers now; what still runs ends with `Draining`."""
         self._draining = True
+        await self._sleeper.stop()
         await self._launcher.stop()
         await self._supervisor.stop(_STOP_SECONDS)
 
-    @contextmanager
-    def _request(self, uid: str) -> Iterator[RemoteWorker]:
-        """One request of a model that is ready, counted."""
-        replica, remote = self._admit(uid)
-        replica.running += 1
+    @asynccontextmanager
+    async def _request(self, uid: str) -> AsyncIterator[RemoteWorker]:
+        """One request of a model that serves, counted. One that sleeps is woken for it."""
+        self._refuse_when_draining()
+        record = self._known(uid)
+        if record.asking >= MAX_REQUESTS:
+            raise _overloaded(record)
         self._idle.clear()
         try:
-            yield remote
+            await self._sleeper.rouse(record)
+            replica, remote = self._admit(record)
+            with record.counted(replica):
+                yield remote
         except Cancelled as error:  # not by its caller: the model was closed under it
             raise UnknownModel(f"{uid} was terminated before this request was done.", param="model") from error
         finally:
-            replica.running -= 1
             if not any(other.running for other in self._records.values()):
                 self._idle.set()
 
-    def _admit(self, uid: str) -> tuple[Replica, RemoteWorker]:
+    def _admit(self, record: Record) -> tuple[Replica, RemoteWorker]:
         """The replica with the least to do.
 
         Raises:
-            Draining, UnknownModel, ModelLoading, ModelFailed, WorkerDown, Overloaded.
+            UnknownModel, ModelLoading, ModelFailed, WorkerDown, Overloaded.
         """
-        self._refuse_when_draining()
-        record = self._known(uid)
-        life = record.life
+        self._check(record)
+        replica = record.pick()
+        if replica is None or replica.remote is None:
+            raise self._unknown(record.spec.uid)
+        if replica.running >= MAX_REQUESTS:
+            raise _overloaded(record)
+        return replica, replica.remote
+
+    def _check(self, record: Record) -> None:
+        """
+        Raises:
+            ModelLoading, ModelFailed, WorkerDown.
+        """
+        uid, life = record.spec.uid, record.life
         if life.state == "loading":
             raise ModelLoading(f"{uid} is loading, {life.progress:.0%} done.", hint="Try again in a moment.")
         if life.state == "failed" and life.error is not None:
@@ -220,12 +251,13 @@ class LocalService:
                 hint=life.error.hint,
                 retry_after=self._supervisor.retry_after(record),
             )
-        replica = record.pick()
-        if replica is None or replica.remote is None:
-            raise self._unknown(uid)
-        if replica.running >= MAX_REQUESTS:
-            raise Overloaded(f"{record.running} requests are in work or waiting at {uid}.", retry_after=1)
-        return replica, replica.remote
+
+    def _serving(self, uid: str) -> Record:
+        """A model that is ready or asleep."""
+        self._refuse_when_draining()
+        record = self._known(uid)
+        self._check(record)
+        return record
 
     def _refuse_when_draining(self) -> None:
         if self._draining:
@@ -243,3 +275,7 @@ class LocalService:
             hint=f"There are: {uids}." if uids else "None was launched yet.",
             param="model",
         )
+
+
+def _overloaded(record: Record) -> Overloaded:
+    return Overloaded(f"{record.running} requests are in work or waiting at {record.spec.uid}.", retry_after=1)

@@ -6,7 +6,8 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 from lodger.plan.values import Candidate, ModelPlan
 from lodger.service import ModelStatus
@@ -23,6 +24,9 @@ class Record:
     Attributes:
         candidate: what its folder says; None until that was read.
         replicas: its copies, one on each device that the plan gave it; none until it did.
+        asking: requests that wait for it to wake.
+        resting: it is to sleep when the requests in work are done; later ones wait, and wake it.
+        idle_since: when it last changed or a request ended, by `time.monotonic`.
     """
 
     def __init__(self, spec: ModelSpec, engine: str) -> None:
@@ -31,6 +35,9 @@ class Record:
         self.created = time.time()
         self.candidate: Candidate | None = None
         self.replicas: tuple[Replica, ...] = ()
+        self.asking = 0
+        self.resting = False
+        self.idle_since = time.monotonic()
         self._unplaced = Life()  # until there are replicas
         self._turn = 0
         self._changed = asyncio.Event()
@@ -45,21 +52,41 @@ class Record:
         return self.life.state in ("loading", "restarting")
 
     @property
+    def sleeps(self) -> bool:
+        """Whether who wants it has to wake it first."""
+        return self.resting or self.life.state == "asleep"
+
+    @property
+    def working(self) -> int:
+        """Requests that a replica has."""
+        return sum(replica.running for replica in self.replicas)
+
+    @property
     def running(self) -> int:
         """Requests in work or waiting."""
-        return sum(replica.running for replica in self.replicas)
+        return self.working + self.asking
+
+    @contextmanager
+    def counted(self, replica: Replica) -> Iterator[None]:
+        """One more request that `replica` has."""
+        replica.running += 1
+        try:
+            yield
+        finally:
+            replica.running -= 1
+            self.tell()
 
     def place(self, grants: Mapping[str, ModelPlan]) -> None:
         """It goes on the devices that `grants` names. Its candidate is known by now."""
         assert self.candidate is not None
         one, engine = self.candidate, self.engine
-        self.replicas = tuple(Replica(one, engine, device, grant, self._tell) for device, grant in grants.items())
+        self.replicas = tuple(Replica(one, engine, device, grant, self.tell) for device, grant in grants.items())
 
     def pick(self) -> Replica | None:
         """The ready replica with the fewest requests; of equals, each in its turn. None when none is ready."""
         count = len(self.replicas)
         turns = [(self._turn + ahead) % count for ahead in range(count)]
-        ready = [turn for turn in turns if self.replicas[turn].remote is not None]
+        ready = [turn for turn in turns if self.replicas[turn].life.state == "ready"]
         if not ready:
             return None
         chosen = min(ready, key=lambda turn: self.replicas[turn].running)
@@ -67,7 +94,7 @@ class Record:
         return self.replicas[chosen]
 
     def move(self, event: Event) -> None:
-        """Take `event` into its life, or into those of all its replicas; who waits in `settled` hears of it."""
+        """Take `event` into its life, or into those of all its replicas; who waits in `until` hears of it."""
         for replica in self.replicas:
             replica.move(event)
         before, self._unplaced = self._unplaced, step(self._unplaced, event)
@@ -76,16 +103,21 @@ class Record:
         if self._unplaced.state != before.state:
             reason = f": {self._unplaced.error.message}" if self._unplaced.error else ""
             _log.info("%s: %s -> %s%s", self.spec.uid, before.state, self._unplaced.state, reason)
-        self._tell()
+        self.tell()
 
-    def _tell(self) -> None:
+    def tell(self) -> None:
+        """Something has changed that somebody may wait for in `until`."""
+        self.idle_since = time.monotonic()
         self._changed.set()
         self._changed = asyncio.Event()
 
+    async def until(self, holds: Callable[[], bool]) -> None:
+        while not holds():
+            await self._changed.wait()
+
     async def settled(self) -> Life:
         """Its life once it no longer waits to be loaded."""
-        while self.waits:
-            await self._changed.wait()
+        await self.until(lambda: not self.waits)
         return self.life
 
     def status(self) -> ModelStatus:

@@ -28,9 +28,10 @@ class Replica:
         changed: told of every change in its life.
 
     Attributes:
-        remote: the worker that has it loaded, while it is ready.
+        remote: the worker that has it loaded, while it is ready or asleep.
+        waking: it sleeps, and its memory is being taken again.
         running: requests in work or waiting.
-        lock: held while it is being loaded or unloaded.
+        lock: held while it is being loaded or unloaded, put to sleep or woken.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class Replica:
         self.grant = grant
         self.life = Life()
         self.remote: RemoteWorker | None = None
+        self.waking = False
         self.running = 0
         self.lock = asyncio.Lock()
         self._candidate = candidate
@@ -57,9 +59,13 @@ class Replica:
 
     @property
     def held(self) -> Candidate | None:
-        """The model as the plan of others on its device has to see it; None when it has lost its memory."""
-        if self.life.state == "failed":
+        """The model as the plan of others on its device has to see it; None when it lost its memory or gave it back."""
+        if self.life.state == "failed" or (self.life.state == "asleep" and not self.waking):
             return None
+        return self.granted
+
+    @property
+    def granted(self) -> Candidate:
         return Candidate(self._candidate.spec, self._candidate.facts, held=self.grant)
 
     def move(self, event: Event) -> None:
@@ -67,7 +73,7 @@ class Replica:
         before, self.life = self.life, step(self.life, event)
         if self.life is before:
             return
-        if self.life.state != "ready":
+        if self.life.info is None:
             self.remote = None
         if self.life.state != before.state:
             reason = f": {self.life.error.message}" if self.life.error else ""
@@ -93,7 +99,7 @@ class Replica:
             progress=life.progress,
             error=life.error,
             log_tail=life.log_tail,
-            memory=life.info.memory if life.info else {},
+            memory=self.remote.memory.get(self.uid, {}) if self.remote else {},
             running=self.running,
             restarts=life.restarts,
         )

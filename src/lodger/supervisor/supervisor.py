@@ -52,9 +52,12 @@ class Supervisor:
     def load(self, record: Record) -> None:
         """Have a granted model loaded, after those that wait already. Its life tells what becomes of it."""
         for replica in record.replicas:
-            slot = self._slot(replica.device, replica.engine)
-            slot.more.set()
-            slot.keeper.want()
+            self.load_one(replica)
+
+    def load_one(self, replica: Replica) -> None:
+        slot = self._slot(replica.device, replica.engine)
+        slot.more.set()
+        slot.keeper.want()
 
     async def unload(self, record: Record) -> None:
         """Returns when the model's bytes are back. A load under way is waited for: its thread cannot be stopped."""
@@ -102,7 +105,7 @@ class Supervisor:
         """Whether a model is in the slot or may come into it."""
         if any(record.waits and not record.replicas for record in self._records.values()):
             return True
-        return any(replica.waits or replica.life.state == "ready" for replica in self._in(slot))
+        return any(replica.waits or replica.life.info is not None for replica in self._in(slot))
 
     def on_up(self, slot: Slot, remote: RemoteWorker) -> None:
         slot.loader = asyncio.create_task(self._load_all(slot, remote))

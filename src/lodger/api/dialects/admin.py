@@ -1,4 +1,4 @@
-"""Lodger's own API: health, metrics, status, launch and terminate by `ModelSpec`, plan, logs.
+"""Lodger's own API: health, metrics, status, launch and terminate by `ModelSpec`, sleep and wake, plan, logs.
 
 It speaks the values of `lodger.service` as JSON; the command line is its client.
 """
@@ -35,10 +35,10 @@ async def healthz() -> Response:
     return json_response({"status": "ok", "version": __version__})
 
 
-@router.get("/readyz", summary="200 when every model that was asked for is ready, else 503")
+@router.get("/readyz", summary="200 when every model that was asked for serves, else 503")
 async def readyz(service: ServiceDep) -> Response:
     states = {model.uid: model.state for model in service.models()}
-    ready = all(state == "ready" for state in states.values())
+    ready = all(model.serves for model in service.models())
     return json_response({"ready": ready, "models": states}, status=200 if ready else 503)
 
 
@@ -71,6 +71,18 @@ async def launch(body: Spec, service: ServiceDep, wait: bool = True) -> Response
 async def terminate(uid: str, service: ServiceDep) -> Response:
     await service.terminate(uid)
     return json_response(None)
+
+
+@router.post(
+    "/lodger/models/{uid}/sleep", summary="Give a model's memory back until it is asked", dependencies=[AdminOnly]
+)
+async def sleep(uid: str, service: ServiceDep) -> Response:
+    return json_response(await service.sleep(uid))
+
+
+@router.post("/lodger/models/{uid}/wake", summary="Have a model that sleeps serve again", dependencies=[AdminOnly])
+async def wake(uid: str, service: ServiceDep) -> Response:
+    return json_response(await service.wake(uid))
 
 
 @router.post("/lodger/plan", summary="What would happen if these were launched", dependencies=[AdminOnly])

@@ -27,11 +27,12 @@ router = APIRouter(tags=["xinference"])
 _STATUSES = {
     "loading": "CREATING",
     "ready": "READY",
+    "asleep": "READY",
     "restarting": "UPDATING",
     "failed": "ERROR",
     "stopping": "TERMINATING",
 }
-_SERVING = ("ready", "restarting")
+_SERVING = ("ready", "asleep", "restarting")
 
 
 @router.get("/v1/cluster/auth", summary="Whether a key is wanted")
