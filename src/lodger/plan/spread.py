@@ -15,7 +15,7 @@ import msgspec
 
 from lodger.device.view import DeviceView
 from lodger.errors import DoesNotFit, Unsupported
-from lodger.plan.demand import available, demands, fits, needed, weights_key
+from lodger.plan.demand import available, demands, fits, needed, process, weights_key
 from lodger.plan.fraction import in_bytes
 from lodger.plan.planner import default_reserve, levels, plan, tops
 from lodger.plan.remedies import join_names
@@ -66,10 +66,23 @@ def spread(
         places = {candidate.spec.uid: (0,) for candidate in new}  # and the plan of this one device says why not
     plans = []
     for index, device in enumerate(devices):
-        added = [meant(one, device) for one in new if index in places[one.spec.uid]]
-        if everything := (*held.get(device.id, ()), *added):
-            plans.append(plan(device, everything, reserve=reserve))
+        here = tuple(held.get(device.id, ()))
+        added = tuple(meant(one, device) for one in new if index in places[one.spec.uid])
+        if added:
+            plans.append(plan(device, (*here, *added), reserve=reserve))
+        elif here:
+            plans.append(_as_it_is(device, here, reserve))
     return tuple(plans)
+
+
+def _as_it_is(device: DeviceView, here: tuple[Candidate, ...], reserve: int | None) -> Plan:
+    """Of what is loaded, whether or not others have taken more since than was left to them."""
+    return Plan(
+        device=device,
+        reserve=default_reserve(device) if reserve is None else reserve,
+        process=process(device, demands(device, here)),
+        models=tuple(one.held for one in here if one.held is not None),
+    )
 
 
 def meant(candidate: Candidate, device: DeviceView) -> Candidate:
@@ -79,7 +92,8 @@ def meant(candidate: Candidate, device: DeviceView) -> Candidate:
     if device.kind != "cpu" or (spec.replicas == 1 and not spec.gpu):
         return candidate
     asked = ["gpu"] * bool(spec.gpu) + ["replicas"] * (spec.replicas > 1)
-    note = f"{' and '.join(asked)} of no effect: one copy on the CPU serves all requests, batched together."
+    verb = "has" if len(asked) == 1 else "have"
+    note = f"{' and '.join(asked)} {verb} no effect: one copy on the CPU serves all requests, batched together."
     return msgspec.structs.replace(
         candidate, spec=msgspec.structs.replace(spec, gpu=(), replicas=1, notes=(*spec.notes, note))
     )

@@ -44,6 +44,7 @@ class Supervisor:
         self._records = records
         self._silence = silence
         self._slots: dict[tuple[str, str], Slot] = {}
+        self._releases: set[asyncio.Task[None]] = set()
 
     def prewarm(self, device: str, engine: str) -> None:
         """Start a worker ahead of its first model, so that its imports overlap with planning."""
@@ -74,7 +75,7 @@ class Supervisor:
         """End every worker; what runs in them ends with `Draining`."""
         slots = list(self._slots.values())
         self._slots.clear()
-        await asyncio.gather(*(self._end(slot, timeout) for slot in slots))
+        await asyncio.gather(*(self._end(slot, timeout) for slot in slots), *self._releases)
 
     def workers(self) -> tuple[WorkerStatus, ...]:
         return tuple(
@@ -123,10 +124,16 @@ class Supervisor:
             waiting = [replica for replica in self._in(slot) if replica.waits]
             if waiting:
                 await self._load(slot, min(waiting, key=lambda replica: replica.life.strikes), remote)
-                await self.release()
+                self._release_soon()
             else:
                 slot.more.clear()
                 await slot.more.wait()
+
+    def _release_soon(self) -> None:
+        """In a task of its own: it may end the worker of the very loader that asks, and waits for that loader."""
+        task = asyncio.create_task(self.release())
+        self._releases.add(task)
+        task.add_done_callback(self._releases.discard)
 
     async def _load(self, slot: Slot, replica: Replica, remote: RemoteWorker) -> None:
         async with replica.lock:
@@ -173,7 +180,7 @@ class Supervisor:
     async def _end(self, slot: Slot, timeout: float) -> None:
         await slot.keeper.stop(timeout)
         slot.more.set()
-        if slot.loader is not None and slot.loader is not asyncio.current_task():
+        if slot.loader is not None:
             await slot.loader
 
 
