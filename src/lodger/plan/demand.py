@@ -18,6 +18,7 @@ from lodger.device.view import DeviceView
 from lodger.errors import Unsupported
 from lodger.plan import footprint
 from lodger.plan.values import Candidate
+from lodger.units import gib
 
 BLOCK = 16  # tokens in one block of the KV cache
 GRAIN = 256  # levels are multiples of this many tokens
@@ -25,6 +26,7 @@ MIN_CHAT_CONTEXT = 2048  # served at least, unless the model or the user wants l
 MIN_ENCODER_CONTEXT = 512
 ENCODER_CONTEXT = 8192  # served when nobody asks for more: a longer text makes every step's activations larger
 CALLERS, CALLER_TOKENS = 16, 4096  # a chat model's KV cache is wanted for so many sequences of so many tokens
+_INT8_CAPABILITY = (8, 0)  # of a GPU that the kernels were measured on or compiled for
 MIN_STEP, STEP = 512, 2048  # tokens of one step: on a tight budget, and else
 
 
@@ -43,6 +45,11 @@ class Demand(NamedTuple):
     @property
     def generates(self) -> bool:
         return self.candidate.facts.generates
+
+    @property
+    def int8(self) -> bool:
+        """Its layers get weights of one byte; asking an encoder for them has no effect."""
+        return self.candidate.spec.quantization is not None and self.candidate.facts.causal
 
     @property
     def floor(self) -> int:
@@ -81,11 +88,12 @@ class Demand(NamedTuple):
             step = max(step, context)  # a text is never split over two steps
         kv_tokens = self.kv_tokens(level)
         return Budget(
-            weights=footprint.weights(facts, self.dtype, self.device),
+            weights=footprint.weights(facts, self.dtype, self.device, int8=self.int8),
             kv_cache=kv_tokens * footprint.kv_bytes_per_token(facts, self.dtype, self.device),
             activations=footprint.activations(
                 facts, self.dtype, self.device, step_tokens=step, context=context, kv_tokens=kv_tokens
-            ),
+            )
+            + (footprint.INT8_WORKSPACE if self.int8 else 0),
             step_tokens=step,
             context_length=context,
             block_size=BLOCK,
@@ -114,11 +122,12 @@ def demands(device: DeviceView, candidates: Iterable[Candidate]) -> tuple[Demand
     already, else for an embedding model, else for the first by uid.
 
     Raises:
-        Unsupported: a context longer than the model knows.
+        Unsupported: a context longer than the model knows, or weights of one byte where they are not served.
     """
     ordered = sorted(candidates, key=lambda candidate: candidate.spec.uid)
     for candidate in ordered:
         _check_context(candidate)
+        _check_quantization(device, candidate)
     owners: dict[tuple[object, ...], str] = {}
     for candidate in sorted(ordered, key=_ownership):
         owners.setdefault(weights_key(device, candidate), candidate.spec.uid)
@@ -139,7 +148,8 @@ def weights_key(device: DeviceView, candidate: Candidate) -> tuple[object, ...]:
     """Equal for models that an engine gives the same weights. On a CPU it measures the dtype that nobody asked for."""
     facts, asked = candidate.facts, candidate.spec.dtype
     dtype = asked if device.kind == "cpu" else footprint.choose_dtype(device, facts, asked)
-    return facts.path, facts.architecture, dtype, facts.output_rows, facts.token_heads
+    quantization = candidate.spec.quantization
+    return facts.path, facts.architecture, dtype, quantization, facts.output_rows, facts.token_heads
 
 
 def needed(device: DeviceView, wants: tuple[Demand, ...], levels: Mapping[str, int] = MappingProxyType({})) -> int:
@@ -189,3 +199,25 @@ def _check_context(candidate: Candidate) -> None:
             hint=f"Set its context_length to {longest} or less.",
             param="context_length",
         )
+
+
+def _check_quantization(device: DeviceView, candidate: Candidate) -> None:
+    facts, asked = candidate.facts, candidate.spec.quantization
+    if asked is None or not facts.causal:
+        return
+    dtype = footprint.choose_dtype(device, facts, candidate.spec.dtype)
+    capability = device.compute_capability or _INT8_CAPABILITY
+    if device.kind == "cpu":
+        where = "on a CPU"
+    elif capability < _INT8_CAPABILITY:
+        where = "on a GPU of compute capability {}.{}".format(*capability)
+    elif dtype not in footprint.HALF:
+        where = f"in {dtype}"
+    else:
+        return
+    saved = gib(footprint.int8_saves(facts, "bfloat16"))
+    raise Unsupported(
+        f"{asked} weights are not served {where}, as {candidate.spec.uid} asks for.",
+        hint=f"Leave its quantization out. On a GPU from compute capability 8.0 it saves {saved} of bfloat16's bytes.",
+        param="quantization",
+    )

@@ -68,6 +68,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
                 "kind": model.facts.kind,
                 "path": model.facts.path,
                 "dtype": model.dtype,
+                "quantization": model.quantization,
                 "total": plan.added(model),
                 **msgspec.to_builtins(model.budget),
                 "kv_tokens": model.kv_tokens,
@@ -101,7 +102,8 @@ def _process_detail(plan: Plan) -> str:
 
 def _model_rows(plan: Plan, model: ModelPlan) -> list[Row]:
     budget, added = model.budget, plan.added(model)
-    detail = f"{model.facts.kind}, {model.dtype}, context {budget.context_length:,} tokens"
+    weights = f"{model.quantization} weights, " if model.quantization else ""
+    detail = f"{model.facts.kind}, {model.dtype}, {weights}context {budget.context_length:,} tokens"
     shared = added < budget.total
     lines = [Row(model.uid, added, detail)]
     lines.append(Row("weights", 0 if shared else budget.weights, f"those of {model.shares}" if shared else "", depth=1))

@@ -85,6 +85,7 @@ def _grant(want: Demand, level: int) -> ModelPlan:
         uid=want.uid,
         facts=want.candidate.facts,
         dtype=want.dtype,
+        quantization="int8" if want.int8 else None,
         budget=want.budget(level),
         kv_tokens=want.kv_tokens(level),
         shares=want.shares,
@@ -97,4 +98,6 @@ def _notes(want: Demand, level: int) -> tuple[str, ...]:
     served, longest = want.context(level), want.candidate.facts.context_length
     if served < longest and want.candidate.spec.context_length is None:
         notes.append(f"serves {served:,} of the {longest:,} tokens that the model knows; context_length asks for more")
+    if want.candidate.spec.quantization and not want.int8:
+        notes.append(f"quantization has no effect: encoders keep {want.dtype}")
     return tuple(notes)
