@@ -13,7 +13,7 @@ from urllib.parse import quote, urlencode, urlsplit
 from urllib.request import HTTPRedirectHandler, OpenerDirector, ProxyHandler, Request, build_opener
 
 import msgspec
-from msgspec.json import decode
+from msgspec.json import Decoder, decode
 
 from lodger.errors import BY_CODE, ConfigProblem, KeyRequired, LodgerError, NotReady, NotRunning
 from lodger.paths import Home
@@ -50,10 +50,16 @@ class ServerRecord(msgspec.Struct, frozen=True, kw_only=True):
         return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
 
 
+# Made with the module: msgspec looks at a type when it is first decoded, and crashes where two threads do that at once.
+_RECORD = Decoder(ServerRecord)
+_STATUS, _MODEL, _MODELS = Decoder(ServerStatus), Decoder(ModelStatus), Decoder(list[ModelStatus])
+_PLANS = Decoder(tuple[Plan, ...])
+
+
 def running_server(home: Home) -> ServerRecord | None:
     """The server that runs for this home now. A record whose process is gone, or is another one, is no server."""
     try:
-        record = decode(home.server_record.read_bytes(), type=ServerRecord)
+        record = _RECORD.decode(home.server_record.read_bytes())
     except (FileNotFoundError, msgspec.DecodeError):
         return None
     return record if alive(record.process) else None
@@ -98,17 +104,17 @@ class Client:
         return True
 
     def status(self) -> ServerStatus:
-        return decode(self._send("GET", "/lodger/status"), type=ServerStatus)
+        return _STATUS.decode(self._send("GET", "/lodger/status"))
 
     def models(self) -> list[ModelStatus]:
-        return decode(self._send("GET", "/lodger/models"), type=list[ModelStatus])
+        return _MODELS.decode(self._send("GET", "/lodger/models"))
 
     def model(self, uid: str) -> ModelStatus:
-        return decode(self._send("GET", f"/lodger/models/{quote(uid, safe='')}"), type=ModelStatus)
+        return _MODEL.decode(self._send("GET", f"/lodger/models/{quote(uid, safe='')}"))
 
     def launch(self, spec: ModelSpec, *, wait: bool = False) -> ModelStatus:
         """Ask for a model; without `wait` this returns as soon as the plan has granted it."""
-        return decode(self._send("POST", f"/lodger/models?wait={str(wait).lower()}", spec), type=ModelStatus)
+        return _MODEL.decode(self._send("POST", f"/lodger/models?wait={str(wait).lower()}", spec))
 
     def terminate(self, uid: str) -> None:
         """Returns when the model's memory is back."""
@@ -124,11 +130,11 @@ class Client:
 
     def _turn(self, uid: str, verb: str) -> ModelStatus:
         path = f"/lodger/models/{quote(uid, safe='')}/{verb}"
-        return decode(self._send("POST", path, timeout=_TURN_SECONDS), type=ModelStatus)
+        return _MODEL.decode(self._send("POST", path, timeout=_TURN_SECONDS))
 
     def plan(self, specs: tuple[ModelSpec, ...]) -> tuple[Plan, ...]:
         """What would happen if these were launched beside what runs now: one plan for each device in use then."""
-        return decode(self._send("POST", "/lodger/plan", {"models": specs}), type=tuple[Plan, ...])
+        return _PLANS.decode(self._send("POST", "/lodger/plan", {"models": specs}))
 
     def logs(self, uid: str | None, lines: int) -> list[str]:
         query = urlencode({"lines": lines} | ({"uid": uid} if uid else {}))

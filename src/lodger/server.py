@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import faulthandler
 import fcntl
 import logging
 import os
@@ -121,6 +122,7 @@ def run_server(options: ServerOptions, *, started: Callable[[ServerRecord], None
     with _only_server(options.home), bind(options.host, options.port) as listener:
         import uvloop
 
+        faulthandler.enable()  # a crash in native code leaves its stack where errors go
         log.setup(options.home.server_log)
         logging.getLogger("uvicorn").setLevel(logging.WARNING)  # its comings and goings are told by us
         uvloop.run(_serve(options, listener, started))

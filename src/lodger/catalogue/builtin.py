@@ -55,6 +55,9 @@ class Builtin(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
                 raise ValueError(f"{entry.name}: there is no rerank template {entry.rerank_template!r}")
 
 
+msgspec.json.Decoder(Builtin)  # has msgspec look at it now, not in a function: see tests/test_style.py
+
+
 @cache
 def builtin() -> Builtin:
     """builtin.yaml, read and checked once."""

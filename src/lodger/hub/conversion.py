@@ -38,6 +38,9 @@ class Made(msgspec.Struct, frozen=True):
     sources: dict[str, FileRecord]
 
 
+_RECORDS = msgspec.json.Decoder(dict[str, Made])  # not in a function: see tests/test_style.py
+
+
 def pending(folder: Path, target: Path) -> list[Conversion]:
     """What is still to be made in `target`, which is `folder` itself or one that stands for it; the weights last, with
     which it is complete.
@@ -77,7 +80,7 @@ def _conversions(folder: Path, target: Path) -> list[Conversion]:
 def read_record(target: Path) -> dict[str, Made]:
     """By the names of the results. Empty where no record can be read: then everything is made anew."""
     with contextlib.suppress(OSError, msgspec.DecodeError):
-        return msgspec.json.decode((target / RECORD).read_bytes(), type=dict[str, Made])
+        return _RECORDS.decode((target / RECORD).read_bytes())
     return {}
 
 

@@ -28,6 +28,7 @@ from lodger.hub.staging import Staging
 from lodger.hub.verify import Advance, good_files
 from lodger.units import gib
 
+_JOB = msgspec.json.Decoder(Job)
 Tell = Callable[[Told], None]
 
 
@@ -151,7 +152,7 @@ def main(argument: str) -> None:
             lines.write(encoder.encode(told) + b"\n")
 
     try:
-        tell(Done(fetch(msgspec.json.decode(argument, type=Job), tell)))
+        tell(Done(fetch(_JOB.decode(argument), tell)))
     except LodgerError as error:
         tell(Failed(error.info()))
     os._exit(0)

@@ -84,6 +84,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
+_MANIFEST = msgspec.json.Decoder(Manifest)  # not in a function: see tests/test_style.py
+
+
 def regular(path: Path) -> os.stat_result | None:
     """The status of a file, also behind a link; None where there is none."""
     try:
@@ -96,7 +99,7 @@ def regular(path: Path) -> os.stat_result | None:
 def read_manifest(folder: Path) -> Manifest | None:
     """None where there is none, or where it cannot be understood: the folder is then checked like one without."""
     try:
-        return msgspec.json.decode((folder / NAME).read_bytes(), type=Manifest)
+        return _MANIFEST.decode((folder / NAME).read_bytes())
     except (OSError, msgspec.DecodeError):  # a ValidationError is a DecodeError
         return None
 

@@ -27,6 +27,7 @@ from lodger.process import run_module
 from lodger.spec import ModelSpec
 
 _log = logging.getLogger(__name__)
+_TOLD = msgspec.json.Decoder(Moved | Failed)  # not in a function: see tests/test_style.py
 Say = Callable[[str], None]
 
 
@@ -93,10 +94,9 @@ def _writable(folder: Path) -> bool:
 def _convert(folder: Path, target: Path, report: Report) -> None:
     """In a child process, whose memory goes with it. It is killed when `report` raises."""
     failed: list[Failed] = []
-    decoder = msgspec.json.Decoder(Moved | Failed)
 
     def line(text: str) -> None:
-        told = decoder.decode(text)
+        told = _TOLD.decode(text)
         if isinstance(told, Failed):
             failed.append(told)
         else:

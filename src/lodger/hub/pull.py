@@ -14,6 +14,8 @@ from lodger.hub.job import Done, Failed, Job, Moved, Pulled, Said, Told
 from lodger.hub.manifest import folder_is_here
 from lodger.process import run_module
 
+_TOLD = msgspec.json.Decoder(Told)  # not in a function: see tests/test_style.py
+
 
 def pull(
     repository: Repository,
@@ -46,10 +48,9 @@ def pull(
     if not verify and (here := folder_is_here(job.folder, repository, revision)):
         return here.pulled(job.folder)
     ends: list[Done | Failed] = []
-    decoder = msgspec.json.Decoder(Told)
 
     def line(text: str) -> None:
-        match decoder.decode(text):
+        match _TOLD.decode(text):
             case Moved(work):
                 report(work)
             case Said(text):
