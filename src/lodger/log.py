@@ -71,6 +71,11 @@ def concerning(subject: str, lines: list[str]) -> list[str]:
     return kept
 
 
+def without_info(lines: list[str]) -> list[str]:
+    """What tells of trouble: warnings, errors, and what is no line of ours."""
+    return [line for line in lines if _tag(line) is None or line.split(" ", 3)[2] != "INFO"]
+
+
 def in_order(logs: list[list[str]]) -> list[str]:
     """Several logs as one, by time; a line that is not one of ours stays with the one before it."""
     timed: list[tuple[str, str]] = []

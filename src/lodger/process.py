@@ -196,8 +196,13 @@ def spawn_detached(args: list[str], log_path: Path, *, extra: dict[str, str]) ->
             start_new_session=True,
             env=environment_with({"PYTHONSAFEPATH": "1", **extra}),
         )
-    process.returncode = 0  # it is nobody's to wait for, and Popen would warn about that
+    process.returncode = 0  # it need not be waited for, and Popen would warn about that
     return identity(process.pid) or Identity(process.pid, _GONE)
+
+
+def detached_end(who: Identity) -> int:
+    """Exit code, or minus the signal that ended it, of a process that we detached ourselves and that is over."""
+    return os.waitstatus_to_exitcode(os.waitpid(who.pid, 0)[1])
 
 
 def _append(path: Path) -> IO[bytes]:

@@ -16,7 +16,7 @@ import pytest
 from service_world import DEADLINE, run
 
 from lodger.errors import SetupProblem
-from lodger.process import Child, Identity, alive, identity, run_module, signal_recorded
+from lodger.process import Child, Identity, alive, detached_end, identity, run_module, signal_recorded, spawn_detached
 
 
 def wait_for(holds: Callable[[], object]) -> None:
@@ -193,3 +193,8 @@ def test_a_detached_process_outlives_us_in_a_session_of_its_own(tmp_path: Path) 
     finally:
         assert signal_recorded(who, signal.SIGTERM)
     wait_for(lambda: not alive(who))
+
+
+def test_how_a_detached_process_ended_is_known(tmp_path: Path) -> None:
+    for code, end in (("raise SystemExit(3)", 3), ("import os; os.kill(os.getpid(), 11)", -signal.SIGSEGV)):
+        assert detached_end(spawn_detached(["-c", code], tmp_path / "log", extra={})) == end

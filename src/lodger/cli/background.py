@@ -14,12 +14,12 @@ def start_server(home: Home, words: list[str], *, api_key: str | None) -> Server
     """Start `lodger serve WORDS` in the background and return when it takes requests.
 
     Raises:
-        SetupProblem: it ended at once; with what it said.
+        SetupProblem: it ended at once; with how, and what it said of that.
     """
     from lodger import log
     from lodger.client import running_server
     from lodger.errors import SetupProblem
-    from lodger.process import alive, spawn_detached
+    from lodger.process import alive, detached_end, ended, spawn_detached
 
     home.make()
     log.rotate(home.server_log)
@@ -28,7 +28,10 @@ def start_server(home: Home, words: list[str], *, api_key: str | None) -> Server
     process = spawn_detached(["-m", "lodger", "serve", *words], home.server_log, extra=key)
     while (record := running_server(home)) is None or record.process != process:
         if not alive(process):
-            said = log.tail(home.server_log, 5, since=before)
-            raise SetupProblem(f"The server ended at once: {' '.join(said) or 'it said nothing'}")
+            said = log.without_info(log.tail(home.server_log, 20, since=before))[-5:]
+            raise SetupProblem(
+                f"The server {ended(detached_end(process))} at once{': ' if said else '.'}{' '.join(said)}",
+                hint=f"All that it said is in {home.server_log}.",
+            )
         time.sleep(0.02)
     return record
