@@ -29,7 +29,7 @@ def description(model: ModelStatus, address: str) -> dict[str, Any]:
         "model_description": model.spec.description,
         "model_hub": None,
         "model_revision": None,
-        "quantization": "none",
+        "quantization": model.spec.quantization if facts.causal and model.spec.quantization else "none",
         "context_length": model.context_length,
         "max_tokens": model.context_length,
         "dtype": model.dtype,

@@ -21,6 +21,7 @@ from lodger.units import parse_size
 
 KINDS: dict[str, Kind] = {"LLM": "chat", "embedding": "embedding", "rerank": "rerank"}
 _DTYPES = {"half": "float16", "fp16": "float16", "bf16": "bfloat16", "fp32": "float32", "float": "float32"}
+_INT8 = ("int8", "8-bit", "8bit", "8")  # as Xinference spells it for its formats
 _VENV = "Lodger makes no virtual environments and installs nothing at launch."
 _PLANNED = "the plan decides which device serves a model."
 _NOTES = {
@@ -36,7 +37,7 @@ _NOTES = {
     "replica": "one copy serves all requests, batched together.",
     "replica_config": "one copy serves all requests, batched together.",
     "request_limits": "requests wait in a queue.",
-    "quantization": "weights are served as the folder has them.",
+    "quantization": "weights are served as the folder has them, or as int8.",
     "quantization_config": "weights are served as the folder has them.",
     "model_format": "what the folder holds is served.",
     "download_hub": "launching does not download.",
@@ -47,7 +48,7 @@ _SILENT: dict[str, Container[Any]] = {
     "n_gpu": ("auto", 1),
     "n_worker": (1,),
     "replica": (1,),
-    "quantization": ("none",),
+    "quantization": ("none", *_INT8),
     "model_format": ("pytorch",),
     "trust_remote_code": (True, False),
     "enable_virtual_env": (False,),
@@ -70,6 +71,9 @@ class LaunchRequest(Body):
     max_model_len: int | None = Field(None, ge=1)  # vLLM's name for it
     dtype: str | None = None
     torch_dtype: str | None = None
+    quantization: int | str | None = Field(
+        None, description="int8 makes a decoder's weights one byte each while loading"
+    )
     memory: int | str | None = Field(None, description="The most the model may hold, such as 6GiB")
     gpu_memory_utilization: float | None = Field(None, gt=0, le=1, description="Of the whole device, as vLLM means it")
     replica: int | None = Field(None, ge=1)
@@ -105,6 +109,7 @@ class LaunchRequest(Body):
             memory=self._memory(),
             memory_fraction=self.gpu_memory_utilization,
             dtype=self._dtype(),
+            quantization="int8" if self._quantized() in _INT8 else None,
             engine=self.model_engine or None,
             notes=self._notes(),
         )
@@ -128,8 +133,11 @@ class LaunchRequest(Body):
         asked = self.dtype or self.torch_dtype
         return None if asked in (None, "auto") else _DTYPES.get(asked, asked)
 
+    def _quantized(self) -> str | None:
+        return None if self.quantization is None else str(self.quantization).lower()
+
     def _notes(self) -> tuple[str, ...]:
-        given = {"replica": self.replica, **(self.model_extra or {})}
+        given = {"replica": self.replica, "quantization": self._quantized(), **(self.model_extra or {})}
         noted = [key for key, value in given.items() if value is not None and value not in _SILENT.get(key, ())]
         return tuple(f"{key[:100]} has no effect: {_NOTES.get(key, _UNKNOWN)}" for key in noted[: limits.NOTES])
 

@@ -32,7 +32,9 @@ Utilization = Annotated[
     float | None, typer.Option("--gpu-memory-utilization", help="vLLM's fraction of the whole card; said back in GiB.")
 ]
 Format = Annotated[str | None, typer.Option("--model-format", "-f", help="What the folder holds is served.")]
-Quantization = Annotated[str | None, typer.Option("--quantization", "-q", help="Weights are served as they are.")]
+Quantization = Annotated[
+    str | None, typer.Option("--quantization", "-q", help="int8 for weights of one byte [as they are].")
+]
 Replica = Annotated[int | None, typer.Option("--replica", "-r", min=1, help="One copy serves all callers together.")]
 Gpus = Annotated[str | None, typer.Option("--n-gpu", help="The plan decides.")]
 GpuIndex = Annotated[str | None, typer.Option("--gpu-idx", help="The plan decides.")]

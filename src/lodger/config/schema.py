@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
 from pydantic_core import ErrorDetails
@@ -63,6 +63,7 @@ class ModelOptions(_Options):
     context_length: Annotated[int, Field(ge=1)] | None = None
     memory: Size | None = None
     dtype: Dtype | None = None
+    quantization: Literal["int8"] | None = None
     engine: Text | None = None
     description: Text | None = None
     sleep_after: Duration | None = None
