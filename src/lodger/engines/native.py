@@ -11,6 +11,7 @@ from typing import NamedTuple, TypeVar
 import psutil
 import torch
 
+from lodger.budget import Budget
 from lodger.catalogue.facts import ModelFacts, RerankMethod, TokenHead
 from lodger.engines.base import LoadedInfo, LoadRequest
 from lodger.engines.native_embed import EmbeddingModel
@@ -24,6 +25,7 @@ from lodger.runtime import kv
 from lodger.runtime.device_loop import DeviceLoop
 from lodger.runtime.dtype import precisions
 from lodger.runtime.loading import load_runner
+from lodger.runtime.virtual_memory import virtual_memory
 from lodger.text.tokenizer import Tokenizer
 from lodger.units import MIB, gib
 
@@ -72,7 +74,7 @@ class NativeEngine:
             ModelProblem: the folder cannot be served; its subclasses say why.
             OutOfMemory: the weights or the KV cache do not fit into what was granted, or the device has no more.
         """
-        self._grant(request.spec.uid, request.budget.total)
+        self._grant(request.spec.uid, request.budget)
         meanwhile = f"{request.facts.name} was loaded into {gib(request.budget.total)}"
         try:
             with out_of_memory(meanwhile):
@@ -90,7 +92,8 @@ class NativeEngine:
         self._loop.check()
         if self._device.type == "cpu":
             return int(psutil.Process().memory_info().rss)
-        return torch.cuda.memory_reserved(self._device)
+        memory = virtual_memory(self._device)
+        return torch.cuda.memory_reserved(self._device) + (memory.mapped if memory else 0)
 
     def close(self) -> None:
         self._loop.close()
@@ -113,7 +116,7 @@ class NativeEngine:
         weights = self._weights[key]
         runner = weights.wake(uid)
         limit = min(budget.context_length or facts.context_length, facts.context_length)
-        memory = {"weights": weights.held(uid)}
+        memory = weights.held(uid)
         cache = None
         if facts.generates:
             cache = kv.allocate(facts, budget, runner.precision.compute, self._device)
@@ -128,10 +131,11 @@ class NativeEngine:
             return GenerateModel(serving, runner, cache, budget.step_tokens)
         return _ENCODERS[facts.rerank_method](serving, runner, budget.step_tokens)
 
-    def _grant(self, uid: str, size: int) -> None:
-        """Count what this model may hold; on a GPU torch's allocator refuses more than the sum of all grants."""
-        self._granted[uid] = size
+    def _grant(self, uid: str, budget: Budget) -> None:
+        """Count what torch's allocator may hold for this model; on a GPU it refuses more than the sum of all. Weights
+        and KV cache are not in it where their memory is mapped by us."""
         if self._device.type == "cuda":
+            self._granted[uid] = budget.activations if virtual_memory(self._device) else budget.total
             most = _CUBLAS + sum(grant + _SEGMENTS for grant in self._granted.values())
             total = torch.cuda.get_device_properties(self._device).total_memory
             torch.cuda.set_per_process_memory_fraction(min(most / total, 1.0), self._device)

@@ -72,7 +72,9 @@ class ServedModel:
         self._served.sleep()
         if self._cache is not None:
             self._cache.sleep()
-        self._serving.weights.sleep(self._serving.uid)
+        self._serving.weights.sleep(self._serving.uid, keep=keep)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()  # activations of its steps
 
     def wake(self) -> None:
         """See `engines.base.Model`."""
@@ -93,7 +95,7 @@ class ServedModel:
 
     def memory(self) -> dict[str, int]:
         """Bytes held now by part; shared weights count for one of the models that use them."""
-        held = {"weights": self._serving.weights.held(self._serving.uid)}
+        held = self._serving.weights.held(self._serving.uid)
         if self._cache is not None:
             held["kv_cache"] = self._cache.nbytes
         return held

@@ -30,24 +30,41 @@ class Weights:
         """
         if self._runner is None:
             self._runner = self._read()
+        elif self._runner.arena is not None:
+            self._runner.arena.wake()
         self._users[uid] = True
         return self._runner
 
-    def sleep(self, uid: str) -> None:
-        """`uid` does not need them for now."""
+    def sleep(self, uid: str, *, keep: bool) -> None:
+        """`uid` does not need them for now. `keep`: they may stay in RAM."""
         self._users[uid] = False
-        if not any(self._users.values()):
+        if self._runner is None or any(self._users.values()):
+            return
+        if not (keep and _parked(self._runner)):
             self._runner = None
-            trim()
+        trim()
 
     def leave(self, uid: str) -> bool:
         """`uid` is gone; whether it was the last."""
         self._users.pop(uid, None)
-        if self._users and not any(self._users.values()):
+        if not any(self._users.values()):
             self._runner = None
         return not self._users
 
-    def held(self, uid: str) -> int:
-        """Bytes on the device; those of the first who is awake count for it alone."""
+    def held(self, uid: str) -> dict[str, int]:
+        """Bytes by part: on the device those of the first who is awake, and in RAM those of the first."""
         awake = [user for user, is_awake in self._users.items() if is_awake]
-        return self._size if awake[:1] == [uid] else 0
+        held = {"weights": self._size if awake[:1] == [uid] else 0}
+        kept = self._runner.arena.parked if self._runner and self._runner.arena else 0
+        return held | ({"host": kept} if kept and next(iter(self._users)) == uid else {})
+
+
+def _parked(runner: Runner) -> bool:
+    """Whether RAM has the weights now, and the device has none."""
+    if runner.arena is None:
+        return False
+    try:
+        runner.arena.sleep(keep=True)
+    except (MemoryError, OSError):  # no room: then they are read again
+        return False
+    return True

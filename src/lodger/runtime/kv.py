@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import mmap
-
 import torch
 
 from lodger.budget import Budget
 from lodger.catalogue.facts import ModelFacts
 from lodger.errors import OutOfMemory
+from lodger.runtime.arena import for_cache
 from lodger.units import gib
 
 
@@ -22,9 +21,9 @@ class KVCache:
         self, facts: ModelFacts, blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
     ) -> None:
         shape = torch.Size((facts.layers, 2, blocks, block_size, facts.kv_heads, facts.head_dim))
-        self._pages = _Pages(shape.numel() * dtype.itemsize) if device.type == "cpu" else None
-        self.tensor = self._pages.zeros(shape, dtype) if self._pages else torch.zeros(shape, dtype=dtype, device=device)
-        self.awake = True
+        self.arena = for_cache(device, shape.numel() * dtype.itemsize)
+        # Zeros and not merely empty: masked keys still enter a product with 0, and 0 x NaN is NaN.
+        self.tensor = self.arena.zeros(shape, dtype)
         self.block_size = block_size
         self.blocks = blocks
         by_slot = [layer.flatten(1, 2) for layer in self.tensor]
@@ -34,27 +33,19 @@ class KVCache:
     @property
     def nbytes(self) -> int:
         """Bytes held now."""
-        return self.tensor.untyped_storage().nbytes() if self.awake else 0
+        return self.tensor.numel() * self.tensor.element_size() if self.arena.nbytes else 0
 
     def sleep(self) -> None:
         """Give the memory back. What was stored is lost."""
-        self.awake = False
-        if self._pages:
-            self._pages.drop()
-        else:
-            self.tensor.untyped_storage().resize_(0)
+        self.arena.sleep(keep=False)
 
-    @torch.inference_mode()
     def wake(self) -> None:
         """Zeros again.
 
         Raises:
             MemoryError, torch.OutOfMemoryError: it sleeps on.
         """
-        if not self._pages:
-            self.tensor.untyped_storage().resize_(self.tensor.numel() * self.tensor.element_size())
-            self.tensor.zero_()
-        self.awake = True
+        self.arena.wake()
 
     def write(self, layer: int, slots: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Store [T, kv_heads, head_dim] of each at `slots` [T]."""
@@ -90,20 +81,3 @@ def allocate(facts: ModelFacts, budget: Budget, dtype: torch.dtype, device: torc
             hint="Give this model more memory.",
         )
     return KVCache(facts, blocks, budget.block_size, dtype, device)
-
-
-class _Pages:
-    """Zeros in RAM as untouched anonymous pages, so that a cache costs only what has been used of it.
-
-    Zeros and not merely empty: masked keys still enter a product with 0, and 0 x NaN is NaN.
-    """
-
-    def __init__(self, size: int) -> None:
-        self._map = mmap.mmap(-1, size)
-
-    def zeros(self, shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
-        return torch.frombuffer(self._map, dtype=dtype).view(shape)
-
-    def drop(self) -> None:
-        """Give the pages back; they read as zeros."""
-        self._map.madvise(mmap.MADV_REMOVE)

@@ -6,13 +6,14 @@ float32 and bfloat16, FBGEMM for weights in float16 with arithmetic in float32 (
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
 
 import torch
 from torch.nn.functional import embedding, linear
 
+from lodger.runtime.arena import Arena
 from lodger.runtime.precision import Precision
 from lodger.runtime.quantised import SCALE_BYTES, QuantisedLinear, quantise
 
@@ -89,10 +90,20 @@ class Placement:
     """Turns stored tensors into layers on one device in one precision, and counts the bytes read and held.
 
     Several threads may use it at once.
+
+    Args:
+        arena: where tensors go; None for wherever torch puts them.
+        on_read: told of the bytes of each stored tensor when it is placed.
     """
 
-    def __init__(self, device: torch.device, precision: Precision, on_read: Callable[[int], None]) -> None:
-        self.device, self.precision = device, precision
+    def __init__(
+        self,
+        device: torch.device,
+        precision: Precision,
+        on_read: Callable[[int], None],
+        arena: Arena | None = None,
+    ) -> None:
+        self.device, self.precision, self.arena = device, precision, arena
         self.held = 0  # bytes
         self._on_read = on_read
         self._lock = Lock()
@@ -100,9 +111,15 @@ class Placement:
 
     def tensor(self, stored: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
         """A copy on the device, so that the file behind `stored` is not needed any more."""
-        placed = torch.empty(stored.shape, dtype=dtype or self.precision.compute, device=self.device).copy_(stored)
+        placed = self.empty(stored.shape, dtype or self.precision.compute).copy_(stored)
         self._count(stored.nbytes, placed.nbytes)
         return placed
+
+    def empty(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+        """Room for a tensor that lives as long as the model."""
+        if self.arena is not None:
+            return self.arena.empty(shape, dtype)
+        return torch.empty(shape, dtype=dtype, device=self.device)
 
     def lookup(self, table: torch.Tensor) -> Lookup:
         return Lookup(self.tensor(table, self.precision.weights), self.precision.compute)
@@ -115,6 +132,8 @@ class Placement:
 
     def dense(self, weights: list[torch.Tensor], biases: list[torch.Tensor | None]) -> torch.nn.Module:
         """`linear` in the precision's own dtype whatever else it says."""
+        if self.arena is not None:
+            return PlainLinear(self._joined(weights), self._bias(biases))
         whole = torch.cat([weight.to(self.precision.weights) for weight in weights])
         size = linear_bytes(whole.shape, self.device, self.precision.dense)
         self._count(sum(weight.nbytes for weight in weights), size)
@@ -122,9 +141,17 @@ class Placement:
 
     def _quantised(self, weights: list[torch.Tensor], biases: list[torch.Tensor | None]) -> torch.nn.Module:
         with self._quantising:
-            values, scales = quantise(weights, self.device)
+            values, scales = quantise(weights, self.device, self.empty)
         self._count(sum(weight.nbytes for weight in weights), values.nbytes + scales.nbytes)
         return QuantisedLinear(values, scales, self._bias(biases))
+
+    def _joined(self, weights: list[torch.Tensor]) -> torch.Tensor:
+        """One below the other, each copied into its place."""
+        whole = self.empty((sum(map(len, weights)), weights[0].shape[1]), self.precision.weights)
+        for weight, rows in zip(weights, whole.split_with_sizes(list(map(len, weights))), strict=True):
+            rows.copy_(weight)
+        self._count(sum(weight.nbytes for weight in weights), whole.nbytes)
+        return whole
 
     def _bias(self, biases: list[torch.Tensor | None]) -> torch.Tensor | None:
         return None if biases[0] is None else self.tensor(torch.cat([b for b in biases if b is not None]))

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from lodger.catalogue.facts import ModelFacts
 from lodger.errors import OutOfMemory
 from lodger.runtime import attention, families
+from lodger.runtime.arena import for_weights
 from lodger.runtime.backbone import Backbone, TransformersBackbone, place
 from lodger.runtime.decoder import DenseDecoder, is_dense
 from lodger.runtime.heap import exact_allocations
@@ -61,7 +62,9 @@ def load_runner(
         raise _too_big(facts, min(sizes, key=sizes.__getitem__), min(sizes.values()), weight_budget)
     test = SelfTest(facts, stored.model)
     for precision in fitting:
-        runner = _assemble(facts, checkpoint, answers, Placement(device, precision, _reporter(stored, progress)))
+        arena = for_weights(device, sizes[precision])
+        placement = Placement(device, precision, _reporter(stored, progress), arena)
+        runner = _assemble(facts, checkpoint, answers, placement)
         if test.error(runner) <= precision.tolerance:
             return runner
     raise test.refusal(runner)
@@ -117,7 +120,9 @@ def _assemble(
     lm_head = _lm_head(facts, checkpoint, table, placement) if facts.generates else None
     heads = {} if facts.generates else make_heads(facts, model, stored_heads, placement)
     device, precision = placement.device, placement.precision
-    return Runner(facts, device, precision, attention.choose(device), backbone, placement.held, lm_head, heads)
+    return Runner(
+        facts, device, precision, attention.choose(device), backbone, placement.held, lm_head, heads, placement.arena
+    )
 
 
 def _lm_head(

@@ -7,7 +7,7 @@ they are. Half of bfloat16's bytes, and a next token is as fast as its weights a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -21,15 +21,20 @@ DENSE_PIECE = 2**24
 _ALIGNED = 256  # rows of a piece are a multiple: the library is ten times slower where its output begins elsewhere
 
 
-def quantise(weights: Sequence[torch.Tensor], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+Allocate = Callable[[Sequence[int], torch.dtype], torch.Tensor]  # shape, dtype -> a tensor on the device
+
+
+def quantise(
+    weights: Sequence[torch.Tensor], device: torch.device, empty: Allocate | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Matrices of any float dtype, one below the other, as int8 [rows, columns] and float32 scales [rows] on `device`.
 
-    The matrices go to the device piece by piece, in their own dtype.
+    The matrices go to the device piece by piece, in their own dtype. `empty` makes what is kept; None: torch does.
     """
     columns = weights[0].shape[1]
     total = sum(map(len, weights))
-    values = torch.empty(total, columns, dtype=torch.int8, device=device)
-    scales = torch.empty(total, dtype=torch.float32, device=device)
+    empty = empty or (lambda shape, dtype: torch.empty(shape, dtype=dtype, device=device))
+    values, scales = empty((total, columns), torch.int8), empty((total,), torch.float32)
     pieces = [piece for weight in weights for piece in torch.split(weight, max(_PIECE // columns, 1))]
     sizes = [len(piece) for piece in pieces]
     for piece, value, scale in zip(pieces, values.split_with_sizes(sizes), scales.split_with_sizes(sizes), strict=True):

@@ -9,6 +9,7 @@ from itertools import groupby
 import torch
 
 from lodger.catalogue.facts import ModelFacts
+from lodger.runtime.arena import Arena
 from lodger.runtime.attention.base import AttentionBackend
 from lodger.runtime.backbone import Backbone
 from lodger.runtime.context import attending
@@ -34,6 +35,7 @@ class Runner:
     weight_bytes: int
     lm_head: torch.nn.Module | None = None  # of a generating model
     heads: Mapping[str, Head] = field(default_factory=dict)  # of an encoder: "dense", "sparse", "colbert", "score"
+    arena: Arena | None = None  # where its weights are, on a GPU
 
     @torch.inference_mode()
     def hidden(self, batch: PackedBatch, cache: KVCache | None = None) -> torch.Tensor:
