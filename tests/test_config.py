@@ -97,6 +97,13 @@ def test_times(tmp_path: Path, written_as: str, seconds: int) -> None:
     assert config.models[0].sleep_after == seconds
 
 
+@pytest.mark.parametrize(("written_as", "gpus"), [("auto", ()), ("0", (0,)), ("[1, 0, 1]", (0, 1))])
+def test_the_gpus_of_a_model(tmp_path: Path, written_as: str, gpus: tuple[int, ...]) -> None:
+    text = f"models: {{chat: {{path: x, gpu: {written_as}, replicas: 2}}}}"
+    [spec] = load_config(written(tmp_path, text)).models
+    assert (spec.gpu, spec.replicas) == (gpus, 2)
+
+
 def test_a_folder_in_the_users_home(tmp_path: Path) -> None:
     config = load_config(written(tmp_path, "models: {chat: ~/model}"))
     assert config.models[0].path == str(Path.home() / "model")
@@ -128,6 +135,11 @@ MODELS = "models: {chat: folder}\n"
         ("models: {chat: {sleep_after: soon}}", "models.chat.sleep_after should be a time such as 10m, 90s or 2h", ""),
         ("models: {chat: {sleep_after: 0}}", "models.chat.sleep_after should be greater than 0, not 0.", ""),
         ("models: {chat: {sleep_after: true}}", "models.chat.sleep_after should be a time such as", ""),
+        ("models: {chat: {gpu: cuda:0}}", "models.chat.gpu should be auto, a GPU's number such as 0, or several", ""),
+        ("models: {chat: {gpu: [0, -1]}}", "models.chat.gpu should be auto, a GPU's number", ""),
+        ("models: {chat: {gpu: []}}", "models.chat.gpu should be auto, a GPU's number", ""),
+        ("models: {chat: {gpu: true}}", "models.chat.gpu should be auto, a GPU's number", ""),
+        ("models: {chat: {replicas: 0}}", "models.chat.replicas should be greater than or equal to 1, not 0.", ""),
         ("models: {chat: 5}", "models.chat should be a valid dictionary", "Write a folder, or options: path"),
         ("", "lodger.yaml:1: no models are named.", "Write 'models:'"),
         ("port: 1\nmodels:\n", "lodger.yaml:2: models should be a valid dictionary", "Write 'models:'"),

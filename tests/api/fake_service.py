@@ -92,6 +92,10 @@ class FakeService:
         self._models[spec.uid] = EchoEngine("cuda:0", word_seconds=0).load(request, lambda fraction: None)
         return self._status[spec.uid]
 
+    def put(self, status: ModelStatus) -> None:
+        """A model is as this says."""
+        self._status[status.uid] = status
+
     def finish(self, uid: str, state: State = "ready") -> None:
         self._status[uid] = msgspec.structs.replace(self._status[uid], state=state, progress=1.0)
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import msgspec
 import pytest
 from api_server import Served
 from xinference_client import RESTfulClient
 
 from lodger.api.describe import size_in_billions
 from lodger.errors import ErrorInfo
+from lodger.service import ReplicaStatus
 from lodger.spec import ModelSpec
 
 # What `xinference launch` 4.1.0 posts for the guide's line of the embedding model.
@@ -166,14 +168,42 @@ def test_descriptions_have_what_clients_read(served: Served, uid: str) -> None:
 
 def test_foreign_options_are_translated_or_answered_by_a_note(served: Served) -> None:
     body = {"model_name": "m", "model_type": "LLM", "max_model_len": "8192", "torch_dtype": "half", "memory": "6GiB"}
-    told = {"gpu-memory-utilization": 0.2, "enable_virtual_env": True, "gpu_idx": [1], "max_num_seqs": 8, "replica": 2}
+    told = {
+        "gpu-memory-utilization": 0.2,
+        "enable_virtual_env": True,
+        "n_gpu": 2,
+        "max_num_seqs": 8,
+        "replica_config": [],
+    }
     notes = served.ask("POST", "/v1/models", body | told).json["notes"]
     spec = served.service.model("m").spec
     assert (spec.context_length, spec.dtype, spec.memory, spec.memory_fraction) == (8192, "float16", 6 * 2**30, 0.2)
     assert spec.notes == tuple(notes)
-    for option in ("enable_virtual_env", "gpu_idx", "max_num_seqs", "replica"):
+    for option in ("enable_virtual_env", "n_gpu", "max_num_seqs"):
         assert [note for note in notes if note.startswith(option)], option
     assert served.ask("GET", "/v1/models/m").json["notes"] == notes
+
+
+@pytest.mark.parametrize("asked", [[1, 0], "0, 1"])
+def test_replicas_and_gpus_mean_what_they_say(served: Served, client: RESTfulClient, asked: object) -> None:
+    body = {"model_name": "m", "model_type": "LLM", "replica": 2, "gpu_idx": asked, "n_gpu": "auto"}
+    assert served.ask("POST", "/v1/models", body).json["notes"] == []
+    status = served.service.model("m")
+    assert (status.spec.gpu, status.spec.replicas) == ((0, 1), 2)
+    down = ErrorInfo(code="worker_down", message="It died.")
+    copies = (
+        ReplicaStatus(device="cuda:0", state="ready"),
+        ReplicaStatus(device="cuda:1", state="restarting", error=down),
+    )
+    served.service.put(msgspec.structs.replace(status, replicas=copies))
+    about = client.describe_model("m")
+    assert (about["replica"], about["accelerators"]) == (2, ["0", "1"])
+    rows = served.ask("GET", "/v1/models/m/replicas").json
+    assert [(row["replica_model_uid"], row["accelerators"]) for row in rows] == [("m-rep0", ["0"]), ("m-rep1", ["1"])]
+    assert [(row["model_state"], row["error_message"]) for row in rows] == [("ready", None), ("restarting", "It died.")]
+    [instance] = served.ask("GET", "/v1/models/instances?model_uid=m").json
+    assert instance["replica"] == len(instance["replica_statuses"]) == 2
+    assert {"m-rep0", "m-rep1"} <= served.ask("GET", "/v1/workers").json[0]["models"].keys()
 
 
 @pytest.mark.parametrize(
@@ -184,6 +214,8 @@ def test_foreign_options_are_translated_or_answered_by_a_note(served: Served) ->
         ({"model_name": "x", "model_uid": "a/b"}, 400, "'a/b' cannot be used"),
         ({"model_name": "x", "model_uid": "bge-m3-local"}, 400, "taken"),
         ({"model_name": "x", "replica": 0}, 400, "replica"),
+        ({"model_name": "x", "gpu_idx": "0,one"}, 400, "'one' is no GPU's number."),
+        ({"model_name": "x", "gpu_idx": [-1]}, 400, "'-1' is no GPU's number."),
         ({"model_name": "x", "memory": "much"}, 400, "not a size"),
         ({"model_name": "x", "context_length": -1}, 400, "context_length"),
         ({"model_name": "x", "peft_model_config": {"lora_list": [{"lora_name": "a"}]}}, 400, "LoRA"),

@@ -86,6 +86,20 @@ def test_plan_prints_every_part_and_as_json_bytes(lodger: Run, tiny: Tiny) -> No
     assert all(isinstance(model[part], int) for model in plan["models"] for part in ("weights", "activations", "total"))
 
 
+def test_a_plan_for_two_cards_is_one_table_for_each(lodger: Run, tiny: Tiny, tmp_path: Path) -> None:
+    models = f"models: {{chat: {{path: {tiny('qwen3')}, replicas: 2}}, m3: {{path: {tiny('bge-m3')}, gpu: 1}}}}"
+    (tmp_path / "lodger.yaml").write_text(models)
+    args = ["plan", "--file", str(tmp_path / "lodger.yaml"), "--gpu", "A:24GiB", "--gpu", "B:80GiB,free=14GiB"]
+    first, second = lodger(*args).stdout.split("\n\n")
+    assert first.splitlines()[0].split() == ["A", "24.00", "GiB", "cuda:0,", "as", "described"]
+    assert second.splitlines()[0].split() == ["B", "80.00", "GiB", "cuda:1,", "as", "described"]
+    plans = json.loads(lodger(*args, "--json").stdout)
+    assert [[model["uid"] for model in plan["models"]] for plan in plans] == [["chat"], ["chat", "m3"]]
+    one = lodger(*args[:5])
+    assert one.returncode == 1
+    assert "chat is to have 2 replicas, each on a GPU of its own" in one.stderr
+
+
 def test_a_plan_that_does_not_fit_is_one_line_with_numbers_and_a_way_out(lodger: Run, tiny: Tiny) -> None:
     done = lodger("plan", str(tiny("qwen3")), "--gpu", "8GiB,free=1GiB")
     assert done.returncode == 1

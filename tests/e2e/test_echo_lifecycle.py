@@ -56,8 +56,8 @@ def test_a_second_up_is_quick_and_changes_nothing(lodger: Installed) -> None:
 def test_list_and_status_say_what_runs_where(lodger: Installed) -> None:
     assert lodger.states() == dict.fromkeys(MODELS, "ready")
     table = lodger.ok("list").stdout.splitlines()
-    assert table[0].split() == ["UID", "TYPE", "NAME", "STATE"]
-    assert table[1].split() == ["chat-local", "chat", "qwen3", "ready"]
+    assert table[0].split() == ["UID", "TYPE", "NAME", "STATE", "DEVICE"]
+    assert table[1].split() == ["chat-local", "chat", "qwen3", "ready", "cpu"]
     status = lodger.json("status")
     assert status["home"] == str(lodger.home)
     assert [worker["state"] for worker in status["workers"]] == ["up"]

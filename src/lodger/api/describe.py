@@ -21,7 +21,7 @@ def description(model: ModelStatus, address: str) -> dict[str, Any]:
     about = {
         "model_type": MODEL_TYPES[facts.kind],
         "address": address,
-        "accelerators": [model.device.partition(":")[2]] if model.device and model.device != "cpu" else [],
+        "accelerators": [number for device in model.devices for number in accelerators(device)],
         "model_name": model_name(model),
         "model_ability": abilities(model),
         "model_engine": model.spec.engine or "native",
@@ -35,7 +35,7 @@ def description(model: ModelStatus, address: str) -> dict[str, Any]:
         "dtype": model.dtype,
         "notes": list(model.spec.notes),
         "n_worker": 1,
-        "replica": 1,
+        "replica": len(model.devices) or model.spec.replicas,
     }
     return about | _of_kind(model)
 
@@ -45,6 +45,11 @@ def listing(model: ModelStatus, address: str) -> dict[str, Any]:
     tests at ``owned_by``."""
     head = {"id": model.uid, "object": "model", "created": int(model.created), "owned_by": "xinference"}
     return head | description(model, address)
+
+
+def accelerators(device: str | None) -> list[str]:
+    """The number of a GPU; nothing for a CPU."""
+    return [device.partition(":")[2]] if device and device != "cpu" else []
 
 
 def model_name(model: ModelStatus) -> str:

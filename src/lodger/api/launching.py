@@ -23,19 +23,16 @@ KINDS: dict[str, Kind] = {"LLM": "chat", "embedding": "embedding", "rerank": "re
 _DTYPES = {"half": "float16", "fp16": "float16", "bf16": "bfloat16", "fp32": "float32", "float": "float32"}
 _INT8 = ("int8", "8-bit", "8bit", "8")  # as Xinference spells it for its formats
 _VENV = "Lodger makes no virtual environments and installs nothing at launch."
-_PLANNED = "the plan decides which device serves a model."
 _NOTES = {
     "trust_remote_code": "code from model folders is never run.",
     "enable_virtual_env": _VENV,
     "virtual_env_packages": _VENV,
     "virtual_env_find_links": _VENV,
     "envs": "a request cannot set environment variables of the process.",
-    "n_gpu": _PLANNED,
-    "gpu_idx": _PLANNED,
+    "n_gpu": "one GPU serves each replica of a model.",
     "n_worker": "one worker serves all models of a device.",
     "worker_ip": "models run on this machine.",
-    "replica": "one copy serves all requests, batched together.",
-    "replica_config": "one copy serves all requests, batched together.",
+    "replica_config": "all replicas are alike.",
     "request_limits": "requests wait in a queue.",
     "quantization": "weights are served as the folder has them, or as int8.",
     "quantization_config": "weights are served as the folder has them.",
@@ -47,7 +44,6 @@ _NOTES = {
 _SILENT: dict[str, Container[Any]] = {
     "n_gpu": ("auto", 1),
     "n_worker": (1,),
-    "replica": (1,),
     "quantization": ("none", *_INT8),
     "model_format": ("pytorch",),
     "trust_remote_code": (True, False),
@@ -76,7 +72,8 @@ class LaunchRequest(Body):
     )
     memory: int | str | None = Field(None, description="The most the model may hold, such as 6GiB")
     gpu_memory_utilization: float | None = Field(None, gt=0, le=1, description="Of the whole device, as vLLM means it")
-    replica: int | None = Field(None, ge=1)
+    replica: int | None = Field(None, ge=1, description="Copies of the model, each on a GPU of its own")
+    gpu_idx: int | list[int] | str | None = Field(None, description="GPUs that it may go on: 0, [0, 1] or '0,1'")
     peft_model_config: dict[str, Any] | None = None
 
     @model_validator(mode="before")
@@ -111,6 +108,8 @@ class LaunchRequest(Body):
             dtype=self._dtype(),
             quantization="int8" if self._quantized() in _INT8 else None,
             engine=self.model_engine or None,
+            gpu=self._gpus(),
+            replicas=self.replica or 1,
             notes=self._notes(),
         )
 
@@ -129,6 +128,14 @@ class LaunchRequest(Body):
         except ConfigProblem as error:
             raise MalformedBody(error.message, hint=error.hint, param="memory") from None
 
+    def _gpus(self) -> tuple[int, ...]:
+        asked = self.gpu_idx
+        words = asked.split(",") if isinstance(asked, str) else asked if isinstance(asked, list) else [asked]
+        numbers = [str(word).strip() for word in words if word not in (None, "", "auto")]
+        if wrong := [number for number in numbers if not number.isdecimal()]:
+            raise MalformedBody(f"{wrong[0][:50]!r} is no GPU's number.", hint="Write 0 or [0, 1].", param="gpu_idx")
+        return tuple(sorted(set(map(int, numbers))))
+
     def _dtype(self) -> str | None:
         asked = self.dtype or self.torch_dtype
         return None if asked in (None, "auto") else _DTYPES.get(asked, asked)
@@ -137,7 +144,7 @@ class LaunchRequest(Body):
         return None if self.quantization is None else str(self.quantization).lower()
 
     def _notes(self) -> tuple[str, ...]:
-        given = {"replica": self.replica, "quantization": self._quantized(), **(self.model_extra or {})}
+        given = {"quantization": self._quantized(), **(self.model_extra or {})}
         noted = [key for key, value in given.items() if value is not None and value not in _SILENT.get(key, ())]
         return tuple(f"{key[:100]} has no effect: {_NOTES.get(key, _UNKNOWN)}" for key in noted[: limits.NOTES])
 

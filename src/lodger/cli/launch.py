@@ -35,9 +35,9 @@ Format = Annotated[str | None, typer.Option("--model-format", "-f", help="What t
 Quantization = Annotated[
     str | None, typer.Option("--quantization", "-q", help="int8 for weights of one byte [as they are].")
 ]
-Replica = Annotated[int | None, typer.Option("--replica", "-r", min=1, help="One copy serves all callers together.")]
-Gpus = Annotated[str | None, typer.Option("--n-gpu", help="The plan decides.")]
-GpuIndex = Annotated[str | None, typer.Option("--gpu-idx", help="The plan decides.")]
+Replica = Annotated[int | None, typer.Option("--replica", "-r", min=1, help="Copies, each on a GPU of its own.")]
+Gpus = Annotated[str | None, typer.Option("--n-gpu", help="One GPU serves each replica.")]
+GpuIndex = Annotated[str | None, typer.Option("--gpu-idx", help="GPUs it may go on, like 0 or 0,1 [any].")]
 VirtualEnv = Annotated[
     bool | None, typer.Option("--enable-virtual-env/--disable-virtual-env", help="There are no such environments.")
 ]

@@ -20,11 +20,11 @@ def run(endpoint: Endpoint = None, api_key: ApiKey = None, home: HomeDir = None,
     elif not models:
         say("No models. Launch one with `lodger launch --model-path FOLDER --model-uid UID`.")
     else:
-        show_table(("UID", "TYPE", "NAME", "STATE"), [_row(model) for model in models])
+        show_table(("UID", "TYPE", "NAME", "STATE", "DEVICE"), [_row(model) for model in models])
 
 
 def _row(model: ModelStatus) -> tuple[str, ...]:
     facts, spec = model.facts, model.spec
     kind = facts.kind if facts else spec.kind
     name = spec.name or (facts.name if facts else spec.path)
-    return model.uid, kind or "-", name or "-", model.state
+    return model.uid, kind or "-", name or "-", model.state, ", ".join(model.devices) or "-"

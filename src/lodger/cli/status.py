@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from lodger.cli.options import ApiKey, Endpoint, HomeDir, Json, connect
@@ -37,20 +38,24 @@ def _show(status: ServerStatus) -> None:
     )
     if not status.models:
         return
-    granted = {model.uid: model.budget.total for plan in status.plan for model in plan.models}
+    granted = Counter[str]()
+    for plan in status.plan:
+        granted.update({model.uid: model.budget.total for model in plan.models})
     print()
     show_table(
-        ("UID", "TYPE", "STATE", "DTYPE", "CONTEXT", "GRANTED", "HOLDS", "REQUESTS"),
-        [_row(model, granted.get(model.uid)) for model in status.models],
+        ("UID", "TYPE", "STATE", "DEVICE", "DTYPE", "CONTEXT", "GRANTED", "HOLDS", "REQUESTS"),
+        [_row(model, granted[model.uid]) for model in status.models],
     )
     for model in status.models:
-        if model.error:
-            print(f"\n{model.uid}: {model.error.message}")
-            for line in model.log_tail[-5:]:
-                print(f"  {line}")
+        several = len(model.replicas) > 1
+        for one in model.replicas if several else (model,):
+            if one.error:
+                print(f"\n{model.uid}{f' on {one.device}' if several else ''}: {one.error.message}")
+                for line in one.log_tail[-5:]:
+                    print(f"  {line}")
 
 
-def _row(model: ModelStatus, granted: int | None) -> tuple[object, ...]:
+def _row(model: ModelStatus, granted: int) -> tuple[object, ...]:
     from lodger.units import gib
 
     kind = model.facts.kind if model.facts else model.spec.kind or "-"
@@ -60,6 +65,7 @@ def _row(model: ModelStatus, granted: int | None) -> tuple[object, ...]:
         model.uid,
         kind,
         state,
+        ", ".join(model.devices) or "-",
         model.dtype or "-",
         context,
         gib(granted) if granted else "-",

@@ -37,6 +37,14 @@ def _duration(value: object) -> object:
         raise ValueError(mistake) from None
 
 
+def _gpus(value: object) -> object:
+    """The numbers in ``0``, ``[0, 1]`` or ``auto``, which is none in particular."""
+    numbers = [] if value == "auto" else value if isinstance(value, list) and value else [value]
+    if any(isinstance(number, bool) or not isinstance(number, int) or number < 0 for number in numbers):
+        raise ValueError("should be auto, a GPU's number such as 0, or several such as [0, 1]")
+    return tuple(sorted(set(numbers)))
+
+
 def _text(value: object) -> object:
     """A number where text is meant, as in ``size_in_billions: 4``."""
     return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
@@ -44,6 +52,7 @@ def _text(value: object) -> object:
 
 Size = Annotated[int, BeforeValidator(_size), Field(ge=0)]
 Duration = Annotated[float, BeforeValidator(_duration), Field(gt=0)]
+Gpus = Annotated[tuple[int, ...], BeforeValidator(_gpus)]
 Text = Annotated[str, BeforeValidator(_text), Field(min_length=1)]
 Device = Annotated[str, StringConstraints(pattern=r"^(cpu|cuda(:\d+)?)$")]
 Dtype = Annotated[str, StringConstraints(pattern=r"^(float32|bfloat16|float16)$")]
@@ -65,6 +74,8 @@ class ModelOptions(_Options):
     dtype: Dtype | None = None
     quantization: Literal["int8"] | None = None
     engine: Text | None = None
+    gpu: Gpus = ()
+    replicas: Annotated[int, Field(ge=1)] = 1
     description: Text | None = None
     sleep_after: Duration | None = None
 

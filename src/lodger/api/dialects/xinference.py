@@ -15,12 +15,12 @@ from starlette.responses import Response
 from lodger import __version__
 from lodger.api.bodies import json_response
 from lodger.api.context import OptionsDep, ServiceDep
-from lodger.api.describe import abilities, description, listing, model_name
+from lodger.api.describe import abilities, accelerators, description, listing, model_name
 from lodger.api.errors import error_response
 from lodger.api.launching import KINDS, LaunchRequest
 from lodger.api.security import AdminOnly
 from lodger.errors import InvalidRequest, ModelFailed, ModelLoading, UnknownModel
-from lodger.service import ModelStatus, Service
+from lodger.service import ModelStatus, ReplicaStatus, Service
 
 router = APIRouter(tags=["xinference"])
 
@@ -98,10 +98,11 @@ async def progress(uid: str, service: ServiceDep) -> Response:
     return json_response({"progress": done, "stage": stage, "download_files": [], "replicas": []})
 
 
-@router.get("/v1/models/{uid}/replicas", summary="The one copy of a model")
+@router.get("/v1/models/{uid}/replicas", summary="The copies of a model")
 async def replicas(uid: str, service: ServiceDep, options: OptionsDep) -> Response:
     found = [model for model in service.models() if model.uid == uid]
-    return json_response([_replica(model, options.address) | {"model_address": options.address} for model in found])
+    rows = [row | {"model_address": options.address} for model in found for row in _replicas(model, options.address)]
+    return json_response(rows)
 
 
 @router.get("/v1/models/{uid}/events", summary="What happened to a model")
@@ -158,7 +159,12 @@ async def cluster_info(service: ServiceDep, options: OptionsDep, detailed: bool 
 
 @router.get("/v1/workers", summary="What runs")
 async def workers(service: ServiceDep, options: OptionsDep) -> Response:
-    models = {f"{m.uid}-rep0": description(m, options.address) for m in service.models() if m.state in _SERVING}
+    models = {
+        row["replica_model_uid"]: description(model, options.address)
+        for model in service.models()
+        if model.state in _SERVING
+        for row in _replicas(model, options.address)
+    }
     return json_response([{"work-ip": options.address, "models": models}])
 
 
@@ -195,27 +201,32 @@ def _instance(model: ModelStatus, address: str) -> dict[str, Any]:
         "model_uid": model.uid,
         "model_version": None,
         "model_ability": abilities(model),
-        "replica": 1,
+        "replica": len(model.devices) or model.spec.replicas,
         "status": _STATUSES[model.state],
         "instance_created_ts": int(model.created),
         "n_worker": 1,
-        "replica_statuses": [_replica(model, address)],
+        "replica_statuses": _replicas(model, address),
     }
 
 
-def _replica(model: ModelStatus, address: str) -> dict[str, Any]:
-    return {
-        "replica_id": 0,
-        "replica_model_uid": f"{model.uid}-rep0",
-        "worker_address": address,
-        "accelerators": [],
-        "status": _STATUSES[model.state],
-        "model_state": model.state,
-        "created_ts": int(model.created),
-        "error_message": _reason(model),
-        "replica_uid": None,
-        "gpu_idx": None,
-    }
+def _replicas(model: ModelStatus, address: str) -> list[dict[str, Any]]:
+    """One row for each; one for the whole model before it has a place."""
+    copies: tuple[ModelStatus | ReplicaStatus, ...] = model.replicas or (model,)
+    return [
+        {
+            "replica_id": number,
+            "replica_model_uid": f"{model.uid}-rep{number}",
+            "worker_address": address,
+            "accelerators": accelerators(one.device),
+            "status": _STATUSES[one.state],
+            "model_state": one.state,
+            "created_ts": int(model.created),
+            "error_message": _reason(one),
+            "replica_uid": None,
+            "gpu_idx": None,
+        }
+        for number, one in enumerate(copies)
+    ]
 
 
 def _events(model: ModelStatus) -> list[dict[str, Any]]:
@@ -226,7 +237,7 @@ def _events(model: ModelStatus) -> list[dict[str, Any]]:
     return [launched, *failed]
 
 
-def _reason(model: ModelStatus) -> str | None:
+def _reason(model: ModelStatus | ReplicaStatus) -> str | None:
     error = model.error
     return None if error is None else f"{error.message} {error.hint}" if error.hint else error.message
 
