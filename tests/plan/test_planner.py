@@ -34,8 +34,11 @@ def cpu(free: float, total: float = 32) -> DeviceView:
     return DeviceView(id="cpu", kind="cpu", name="RAM", total=int(total * GIB), free=int(free * GIB))
 
 
+Scene = tuple[DeviceView, tuple[Candidate, ...]]  # a device, and models for it, of which some are on it already
+
+
 @st.composite
-def asked(draw: st.DrawFn, uid: str) -> Candidate:
+def asked(draw: st.DrawFn, uid: str, kind: str) -> Candidate:
     facts: ModelFacts = draw(st.sampled_from(ALL_FACTS))
     found = candidate(
         uid,
@@ -44,13 +47,9 @@ def asked(draw: st.DrawFn, uid: str) -> Candidate:
         memory=draw(st.none() | st.integers(64 * MIB, 30 * GIB)),
         dtype=draw(st.sampled_from([None, None, "float32", "bfloat16", "float16"])),
     )
-    loaded = planned(gpu(free=draw(st.integers(1, 80))), (found,)) if draw(st.booleans()) else None
+    there = cpu if kind == "cpu" else gpu
+    loaded = planned(there(free=draw(st.integers(1, 80)), total=80), (found,)) if draw(st.booleans()) else None
     return msgspec.structs.replace(found, held=loaded.models[0]) if loaded else found
-
-
-@st.composite
-def several(draw: st.DrawFn) -> tuple[Candidate, ...]:
-    return tuple(draw(asked(f"model-{n}")) for n in range(draw(st.integers(1, 5))))
 
 
 @st.composite
@@ -60,6 +59,12 @@ def devices(draw: st.DrawFn) -> DeviceView:
     ours = draw(st.integers(0, total - free))
     kind = draw(st.sampled_from(["cpu", "cuda"]))
     return DeviceView(id="x", kind=kind, name="some device", total=total, free=free, ours=ours)
+
+
+@st.composite
+def scenes(draw: st.DrawFn) -> Scene:
+    device = draw(devices())
+    return device, tuple(draw(asked(f"model-{n}", device.kind)) for n in range(draw(st.integers(1, 5))))
 
 
 reserves = st.none() | st.integers(0, 4 * GIB)
@@ -73,8 +78,9 @@ def planned(device: DeviceView, candidates: tuple[Candidate, ...], reserve: int 
 
 
 @settings(deadline=None)
-@given(devices(), several(), reserves)
-def test_never_more_than_there_is(device: DeviceView, candidates: tuple[Candidate, ...], reserve: int | None) -> None:
+@given(scenes(), reserves)
+def test_never_more_than_there_is(scene: Scene, reserve: int | None) -> None:
+    device, candidates = scene
     made = planned(device, candidates, reserve)
     if made is None:
         return
@@ -90,8 +96,9 @@ def test_never_more_than_there_is(device: DeviceView, candidates: tuple[Candidat
 
 
 @settings(deadline=None)
-@given(devices(), several(), reserves)
-def test_every_grant_can_serve(device: DeviceView, candidates: tuple[Candidate, ...], reserve: int | None) -> None:
+@given(scenes(), reserves)
+def test_every_grant_can_serve(scene: Scene, reserve: int | None) -> None:
+    device, candidates = scene
     made = planned(device, candidates, reserve)
     for model, one in zip(made.models, candidates, strict=True) if made else ():
         budget, longest = model.budget, one.facts.context_length
@@ -109,10 +116,9 @@ def test_every_grant_can_serve(device: DeviceView, candidates: tuple[Candidate, 
 
 
 @settings(deadline=None)
-@given(devices(), several(), reserves, st.randoms())
-def test_order_does_not_matter(
-    device: DeviceView, candidates: tuple[Candidate, ...], reserve: int | None, random: object
-) -> None:
+@given(scenes(), reserves, st.randoms())
+def test_order_does_not_matter(scene: Scene, reserve: int | None, random: object) -> None:
+    device, candidates = scene
     shuffled = list(candidates)
     random.shuffle(shuffled)  # type: ignore[attr-defined]
     one, other = planned(device, candidates, reserve), planned(device, tuple(shuffled), reserve)
@@ -123,10 +129,9 @@ def test_order_does_not_matter(
 
 
 @settings(deadline=None)
-@given(devices(), several(), reserves, st.integers(0, 16 * GIB))
-def test_more_free_memory_never_gives_less(
-    device: DeviceView, candidates: tuple[Candidate, ...], reserve: int | None, more: int
-) -> None:
+@given(scenes(), reserves, st.integers(0, 16 * GIB))
+def test_more_free_memory_never_gives_less(scene: Scene, reserve: int | None, more: int) -> None:
+    device, candidates = scene
     less = planned(device, candidates, reserve)
     larger = msgspec.structs.replace(device, free=min(device.total - device.ours, device.free + more))
     greater = planned(larger, candidates, reserve)

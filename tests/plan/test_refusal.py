@@ -8,7 +8,7 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from model_facts import BGE_M3, QWEN3_4B, RERANKER, candidate, trio
-from test_planner import cpu, devices, gpu, planned, reserves, several
+from test_planner import Scene, cpu, gpu, planned, reserves, scenes
 
 from lodger.device.view import DeviceView, Neighbour
 from lodger.errors import DoesNotFit
@@ -26,10 +26,9 @@ def refused(device: DeviceView, candidates: tuple[Candidate, ...], reserve: int 
 
 
 @settings(deadline=None)
-@given(devices(), several(), reserves)
-def test_what_is_advised_really_fits(
-    device: DeviceView, candidates: tuple[Candidate, ...], reserve: int | None
-) -> None:
+@given(scenes(), reserves)
+def test_what_is_advised_really_fits(scene: Scene, reserve: int | None) -> None:
+    device, candidates = scene
     kept = default_reserve(device) if reserve is None else reserve
     if planned(device, candidates, kept) is not None:
         return
