@@ -18,7 +18,8 @@ settings.load_profile("lodger")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """`tiny("qwen3", num_hidden_layers=3)`: folder of a small random model, made once per session.
 
-    Names: qwen3, qwen3-embedding, qwen3-reranker, qwen2, llama, bge-m3, bge-m3-heads, bge-reranker, minilm. Do not change what is in the folder: copy it first.
+    Names: qwen3, qwen3-embedding, qwen3-reranker, qwen2, llama, bge-m3, bge-m3-heads, bge-reranker, minilm,
+    gte-multilingual, gte-reranker. Do not change what is in the folder: copy it first.
     """
     import tiny as maker  # numpy and tokenizers, only when asked for
 

@@ -15,7 +15,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import tiny_tokenizers
-from tiny_shapes import Config, Shapes, bare_decoder_shapes, decoder_shapes, encoder_shapes, token_head_shapes
+from tiny_shapes import (
+    Config,
+    Shapes,
+    bare_decoder_shapes,
+    decoder_shapes,
+    encoder_shapes,
+    new_shapes,
+    token_head_shapes,
+)
 from tiny_templates import CHATML, QWEN2, QWEN3
 
 ITEM_BYTES = {"F32": 4, "BF16": 2, "F16": 2, "I64": 8}
@@ -56,6 +64,13 @@ _ENCODER = {
 }
 _XLM_R = {**_ENCODER, "model_type": "xlm-roberta", "bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2,
           "max_position_embeddings": 514, "type_vocab_size": 1, "output_past": True}  # fmt: skip
+_NEW = {**_ENCODER, "model_type": "new", "attention_probs_dropout_prob": 0.0, "classifier_dropout": 0.0,
+        "layer_norm_eps": 1e-12, "layer_norm_type": "layer_norm", "logn_attention_clip1": False,
+        "logn_attention_scale": False, "max_position_embeddings": 512, "pack_qkv": True, "pad_token_id": 1,
+        "position_embedding_type": "rope", "rope_scaling": {"factor": 8.0, "type": "ntk"}, "rope_theta": 20000,
+        "type_vocab_size": 1, "unpad_inputs": False, "use_memory_efficient_attention": False,
+        "auto_map": {"AutoConfig": "Alibaba-NLP/new-impl--configuration.NewConfig",
+                     "AutoModel": "Alibaba-NLP/new-impl--modeling.NewModel"}}  # fmt: skip
 
 # Shapes of the guide's models, for `write_fake_folder`.
 QWEN3_4B = {"hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36, "num_attention_heads": 32,
@@ -123,6 +138,16 @@ def make_bge_reranker(folder: Path, **overrides: Any) -> Path:
 def make_minilm(folder: Path, **overrides: Any) -> Path:
     """BertModel as all-MiniLM-L6-v2 is published: mean pooling, Normalize, a WordPiece tokenizer."""
     return _write("minilm", folder, overrides)
+
+
+def make_gte_multilingual(folder: Path, **overrides: Any) -> Path:
+    """NewModel as gte-multilingual-base is published: fused tensors, NTK scaling, a classifier of tokens beside it."""
+    return _write("gte-multilingual", folder, overrides)
+
+
+def make_gte_reranker(folder: Path, **overrides: Any) -> Path:
+    """NewForSequenceClassification with one label as gte-multilingual-reranker-base is published."""
+    return _write("gte-reranker", folder, overrides)
 
 
 def write_fake_folder(
@@ -234,6 +259,15 @@ def _bge_reranker_config(ids: dict[str, int]) -> Config:
             "id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}  # fmt: skip
 
 
+def _new_config(ids: dict[str, int]) -> Config:
+    return {**_NEW, "architectures": ["NewModel", "NewForTokenClassification"],
+            "id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}  # fmt: skip
+
+
+def _new_reranker_config(ids: dict[str, int]) -> Config:
+    return {**_new_config(ids), "architectures": ["NewForSequenceClassification"]}
+
+
 def _chat_files(template: str, stops: tuple[str, ...], **sampling: Any) -> Callable[..., dict[str, Any]]:
     def files(config: Config, ids: dict[str, int]) -> dict[str, Any]:
         generation = {"bos_token_id": config["bos_token_id"], "do_sample": bool(sampling),
@@ -304,6 +338,10 @@ FAMILIES: dict[str, _Family] = {
     "bge-m3": _Family(_bge_m3_config, tiny_tokenizers.xlm_roberta, encoder_shapes,
                       _sentence_files("cls_token", 1.0, _XLM_R_TOKENIZER)),
     "bge-reranker": _Family(_bge_reranker_config, tiny_tokenizers.xlm_roberta, encoder_shapes,
+                            lambda config, ids: {"tokenizer_config.json": _XLM_R_TOKENIZER}),
+    "gte-multilingual": _Family(_new_config, tiny_tokenizers.xlm_roberta, new_shapes,
+                                _sentence_files("cls_token", 1.0, _XLM_R_TOKENIZER)),
+    "gte-reranker": _Family(_new_reranker_config, tiny_tokenizers.xlm_roberta, new_shapes,
                             lambda config, ids: {"tokenizer_config.json": _XLM_R_TOKENIZER}),
     "minilm": _Family(_bert_config, tiny_tokenizers.bert, encoder_shapes,
                       _sentence_files("mean_tokens", 0.5, _BERT_TOKENIZER)),

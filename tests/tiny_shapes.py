@@ -63,6 +63,29 @@ def encoder_shapes(config: Config) -> Shapes:
     return base | {"pooler.dense.weight": (hidden, hidden), "pooler.dense.bias": (hidden,)}
 
 
+def new_shapes(config: Config) -> Shapes:
+    """Of Alibaba-NLP's own code: fused projections, and a classifier of tokens or of texts."""
+    hidden, inner = config["hidden_size"], config["intermediate_size"]
+    shapes: Shapes = {"new.embeddings.word_embeddings.weight": (config["vocab_size"], hidden)}
+    if config["type_vocab_size"]:
+        shapes["new.embeddings.token_type_embeddings.weight"] = (config["type_vocab_size"], hidden)
+    norms = ["new.embeddings.LayerNorm"]
+    for layer in range(config["num_hidden_layers"]):
+        at = f"new.encoder.layer.{layer}."
+        shapes |= {
+            at + "attention.qkv_proj.weight": (3 * hidden, hidden),
+            at + "attention.qkv_proj.bias": (3 * hidden,),
+        }
+        shapes |= {at + "attention.o_proj.weight": (hidden, hidden), at + "attention.o_proj.bias": (hidden,)}
+        shapes |= {at + "mlp.down_proj.weight": (hidden, inner), at + "mlp.down_proj.bias": (hidden,)}
+        shapes[at + "mlp.up_gate_proj.weight"] = (2 * inner, hidden)
+        norms += [at + "attn_ln", at + "mlp_ln"]
+    shapes |= {f"{norm}.{part}": (hidden,) for norm in norms for part in ("weight", "bias")}
+    if "NewForSequenceClassification" in config["architectures"]:
+        shapes |= {"new.pooler.dense.weight": (hidden, hidden), "new.pooler.dense.bias": (hidden,)}
+    return shapes | {"classifier.weight": (1, hidden), "classifier.bias": (1,)}
+
+
 def bare_decoder_shapes(config: Config) -> Shapes:
     """As the base model is saved, without the class around it."""
     return {

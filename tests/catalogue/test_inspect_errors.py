@@ -66,7 +66,7 @@ def test_an_unknown_type_names_the_served_ones(folder: Path, changes: dict[str, 
     set_config(folder, **changes)
     with pytest.raises(UnknownArchitecture) as caught:
         inspect_folder(folder)
-    assert "bert, llama, qwen2, qwen3, roberta, xlm-roberta" in caught.value.text
+    assert "bert, gte, llama, new, qwen2, qwen3, roberta, xlm-roberta" in caught.value.text
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_quantised_checkpoints_are_refused(folder: Path) -> None:
 
 def test_relative_positions_are_refused(tmp_path: Path) -> None:
     folder = maker.write_fake_folder(tmp_path / "m", "minilm", position_embedding_type="relative_key")
-    with pytest.raises(ModelProblem, match="relative positions"):
+    with pytest.raises(ModelProblem, match="has 'relative_key' positions"):
         inspect_folder(folder)
 
 

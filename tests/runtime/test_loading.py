@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 from lodger.budget import Budget
 from lodger.catalogue.inspect import inspect_folder
-from lodger.errors import DamagedWeights, OutOfMemory, UnknownArchitecture, Unsupported
+from lodger.errors import DamagedWeights, MissingDependency, OutOfMemory, UnknownArchitecture, Unsupported
 from lodger.runtime import dtype, families, kv, loading
 from lodger.runtime.layers import PIECE_ROWS, make_linear
 from lodger.runtime.precision import precision
@@ -171,3 +172,17 @@ def test_reordered_layers_multiply_like_plain_ones(name: str, rows: int) -> None
     expected = torch.nn.functional.linear(x.to(how.compute).float(), weight.to(how.weights).float(), bias)
     error = (layer(x.to(how.compute)).float() - expected).abs().max() / expected.abs().max()
     assert error < (1e-2 if name == "bfloat16" else 1e-5)
+
+
+def test_a_transformers_without_gte_is_told_which_has_it(
+    tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(families, "__version__", "5.17.0")
+    monkeypatch.setitem(sys.modules, "transformers.models.gte", None)
+    for module in ("configuration_gte", "modeling_gte"):
+        monkeypatch.delitem(sys.modules, f"transformers.models.gte.{module}", raising=False)
+    with pytest.raises(
+        MissingDependency, match=r"type 'new' need transformers 5.18 or newer; 5.17.0 is installed"
+    ) as refused:
+        families.build(inspect_folder(tiny("gte-multilingual")))
+    assert refused.value.hint == 'Run: pip install "transformers>=5.18"'

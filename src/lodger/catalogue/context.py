@@ -9,12 +9,14 @@ _SANE_LENGTH = 10**9  # tokenizer_config.json has 10**30 for "unknown"
 
 
 def learned_positions(config: Fields, offset: int) -> int:
-    """Of an encoder with a table of positions whose first `offset` rows stand for padding."""
+    """Of an encoder with a table of positions whose first `offset` rows stand for padding.
+
+    Encoders with rotary positions are published with the length after scaling (gte-multilingual-base: 8,192)."""
     return config.count("max_position_embeddings") - offset
 
 
 def rotary_positions(config: Fields) -> int:
-    """Of a decoder with rotary positions; `rope_parameters` is how transformers 5 spells `rope_scaling`.
+    """With rotary positions; `rope_parameters` is how transformers 5 spells `rope_scaling`.
 
     A factor stretches the length that was trained (transformers, modeling_rope_utils.py, `RopeParameters`): for yarn
     `original_max_position_embeddings`, which is `max_position_embeddings` unless said (`standardize_rope_params`),

@@ -5,9 +5,12 @@ The runtime adds the torch classes on its side, under the same `model_type`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
+from lodger.catalogue.config_files import Fields
 from lodger.catalogue.facts import Pooling
+from lodger.catalogue.gte import as_gte
 from lodger.tasks import Kind
 
 
@@ -22,6 +25,8 @@ class Family:
     causal: bool = False  # a decoder, with rotary positions
     yes_no: bool = False  # rerankers are made of it that answer yes or no to the official template
     token_heads: bool = False  # embedders of it may have bge-m3's heads over tokens
+    rotary: bool = False  # an encoder with rotary positions
+    native: Callable[[Fields], Fields] = lambda config: config  # config.json as transformers' own class takes it
 
 
 def _decoder(prefix: str, yes_no: bool = False) -> Family:
@@ -38,6 +43,13 @@ def _encoder(prefix: str, pooling: Pooling, positions_after_pad: bool, token_hea
     return Family(architectures, pooling, positions_after_pad, tied_by_default=True, token_heads=token_heads)
 
 
+def _gte(prefix: str, native: Callable[[Fields], Fields] = lambda config: config) -> Family:
+    # gte-multilingual-base names a token classifier too, its head for weights of tokens. Only its vectors are served.
+    encoder = _encoder(prefix, "cls", positions_after_pad=False)
+    architectures: dict[str, Kind] = {**encoder.architectures, f"{prefix}ForTokenClassification": "embedding"}
+    return replace(encoder, architectures=architectures, rotary=True, native=native)
+
+
 # Pooling defaults: sentence-transformers takes the mean where a folder says nothing; the XLM-RoBERTa embedders that are
 # published without its files (bge-m3 in FlagEmbedding's layout) take the first token.
 FAMILIES: dict[str, Family] = {
@@ -47,6 +59,8 @@ FAMILIES: dict[str, Family] = {
     "bert": _encoder("Bert", "mean", positions_after_pad=False),
     "roberta": _encoder("Roberta", "mean", positions_after_pad=True),
     "xlm-roberta": _encoder("XLMRoberta", "cls", positions_after_pad=True, token_heads=True),
+    "gte": _gte("Gte"),
+    "new": _gte("New", as_gte),
 }
 
 # Where checkpoints keep the output projection over the vocabulary, with what belongs to it.

@@ -57,6 +57,7 @@ def inspect_folder(path: str | os.PathLike[str], kind: Kind | None = None) -> Mo
         raise ModelProblem(f"{folder.name} has no config.json.", hint="A model folder has one, beside its weights.")
     identity = _identify(config, read_modules(folder))
     _refuse_unserved(folder, config, identity)
+    config = identity.family.native(config)
     _check_tokenizer(folder)
     chosen = _choose_kind(folder, identity, kind)
     tied = config.flag("tie_word_embeddings", identity.family.tied_by_default)
@@ -111,8 +112,11 @@ def _refuse_unserved(folder: Path, config: Fields, identity: _Identity) -> None:
             f"{folder.name} holds quantised weights, which are not served.",
             hint="Use the same model in bfloat16, float16 or float32.",
         )
-    if config.values.get("position_embedding_type", "absolute") != "absolute":
-        raise ModelProblem(f"{folder.name} has relative positions in its attention, which are not served.")
+    positions = "rope" if identity.family.rotary else "absolute"
+    if (said := config.values.get("position_embedding_type", positions)) != positions:
+        raise ModelProblem(
+            f"{folder.name} has {str(said)[:40]!r} positions, served of its type are {positions!r} ones."
+        )
     made_for = identity.family.architectures[identity.architecture]
     judges: tuple[Kind, ...] = ("rerank",) if identity.family.yes_no else ()
     chains: dict[Kind, tuple[Kind, ...]] = {"chat": ("embedding", *judges), "embedding": ("embedding",), "rerank": ()}
@@ -176,6 +180,7 @@ def _lengths(folder: Path, config: Fields, identity: _Identity, kind: Kind) -> d
     """The least of what positions, tokenizer and sentence-transformers' files allow."""
     offset = config.count("pad_token_id", 1, least=0) + 1 if identity.family.positions_after_pad else 0
     limits = [rotary_positions(config) if identity.family.causal else learned_positions(config, offset)]
+    limits += [rotary_positions(config)] if identity.family.rotary else []
     limits += tokenizer_limit(read_fields(folder, "tokenizer_config.json"))
     limits += [] if kind == "chat" else length_limit(folder)
     if min(limits) < 1:

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, __version__
 
+from lodger.catalogue import families
+from lodger.catalogue.config_files import Fields
 from lodger.catalogue.facts import ModelFacts
-from lodger.errors import UnknownArchitecture
+from lodger.errors import MissingDependency, UnknownArchitecture
 from lodger.runtime.attention import interface
 
 
@@ -21,6 +23,7 @@ class Classes(NamedTuple):
     package: str
     prefix: str
     decoder: bool
+    since: str = "5.17"  # the first transformers with it, or the oldest that Lodger runs with
 
 
 FAMILIES: dict[str, Classes] = {
@@ -30,6 +33,8 @@ FAMILIES: dict[str, Classes] = {
     "bert": Classes("bert", "Bert", decoder=False),
     "roberta": Classes("roberta", "Roberta", decoder=False),
     "xlm-roberta": Classes("xlm_roberta", "XLMRoberta", decoder=False),
+    "gte": Classes("gte", "Gte", decoder=False, since="5.18"),
+    "new": Classes("gte", "Gte", decoder=False, since="5.18"),
 }
 # config.json says how the model was made. How it runs, and with whose code, is not the folder's to say.
 _NOT_THE_FOLDERS = {"auto_map", "attn_implementation", "experts_implementation", "quantization_config",
@@ -43,15 +48,14 @@ def build(facts: ModelFacts) -> PreTrainedModel:
 
     Raises:
         UnknownArchitecture: not served, or a family that would mix packed requests.
+        MissingDependency: the transformers installed is too old for it.
     """
     classes = FAMILIES.get(facts.model_type)
     if classes is None:
         raise UnknownArchitecture(
             f"models of type {facts.model_type!r} are not served.", hint=f"Served: {', '.join(sorted(FAMILIES))}."
         )
-    package = f"transformers.models.{classes.package}"
-    config = getattr(import_module(f"{package}.configuration_{classes.package}"), f"{classes.prefix}Config")
-    modeling = import_module(f"{package}.modeling_{classes.package}")
+    config, modeling = _import(facts.model_type, classes)
     options: dict[str, Any] = {}
     if facts.rerank_method == "cross-encoder":
         cls = getattr(modeling, f"{classes.prefix}ForSequenceClassification")
@@ -59,10 +63,27 @@ def build(facts: ModelFacts) -> PreTrainedModel:
         cls = getattr(modeling, f"{classes.prefix}Model")
         options = {} if classes.decoder else {"add_pooling_layer": False}
     with torch.device("meta"):
-        model: PreTrainedModel = cls(config.from_dict(clean_config(Path(facts.path))), **options)
+        values = families.FAMILIES[facts.model_type].native(Fields("config.json", clean_config(Path(facts.path))))
+        model: PreTrainedModel = cls(config.from_dict(values.values), **options)
     interface.install(model)
     model.train(False)
     return model
+
+
+def _import(model_type: str, classes: Classes) -> tuple[Any, Any]:
+    """The family's config class, and the module of its models."""
+    package = f"transformers.models.{classes.package}"
+    try:
+        config = import_module(f"{package}.configuration_{classes.package}")
+        modeling = import_module(f"{package}.modeling_{classes.package}")
+    except ModuleNotFoundError as error:
+        if not (error.name or "").startswith(package):
+            raise
+        raise MissingDependency(
+            f"Models of type {model_type!r} need transformers {classes.since} or newer; {__version__} is installed.",
+            hint=f'Run: pip install "transformers>={classes.since}"',
+        ) from None
+    return getattr(config, f"{classes.prefix}Config"), modeling
 
 
 def clean_config(folder: Path) -> dict[str, Any]:

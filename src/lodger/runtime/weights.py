@@ -11,9 +11,12 @@ from transformers import PreTrainedModel
 
 from lodger.catalogue.safetensors_header import StoredTensor, read_folder, read_header
 from lodger.errors import DamagedWeights
+from lodger.runtime.stored_names import as_parameters
 
 # Tensors that published checkpoints hold and that no forward here uses: buffers, and heads of other tasks.
-_UNUSED = re.compile(r"(^|\.)(position_ids|token_type_ids|inv_freq|masked_bias)$|(^|\.)pooler\.|^lm_head\.|^cls\.")
+_UNUSED = re.compile(
+    r"(^|\.)(position_ids|token_type_ids|inv_freq|masked_bias)$|(^|\.)pooler\.|^(lm_head|cls|classifier)\."
+)
 _OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 
 
@@ -51,16 +54,17 @@ class Checkpoint:
             DamagedWeights: names tensors that are missing, of another shape, or that belong to no part of the model.
         """
         parameters = dict(model.named_parameters())
-        left = set(self.tensors)
+        tensors = as_parameters(self.tensors, model.config.model_type)
+        left = set(tensors)
         missing = []
         for name, parameter in parameters.items():
-            found = next((key for key in _spellings(name, model.base_model_prefix) if key in self.tensors), None)
+            found = next((key for key in _spellings(name, model.base_model_prefix) if key in tensors), None)
             if found is None:
                 missing.append(name)
                 continue
             left.discard(found)
-            _check_shape(found, self.tensors[found], parameter)
-            _assign(model, name, self.tensors[found])
+            _check_shape(found, tensors[found], parameter)
+            _assign(model, name, tensors[found])
         unexpected = sorted(key for key in left if not _UNUSED.search(key))
         if missing or unexpected:
             raise _mismatch(model, missing, unexpected)
