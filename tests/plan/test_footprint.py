@@ -56,8 +56,15 @@ def test_activations_of_an_encoder_step() -> None:
 def test_activations_of_a_decoder_step() -> None:
     size = footprint.activations(QWEN3_4B, "bfloat16", GPU, step_tokens=2048, context=8192, kv_tokens=8192)
     tokens = 2048 * (3 * 2560 + 4 * 9728) * 2
-    logits = footprint.LOGITS_ROWS * 151_936 * (2 + 24)
-    mask, gathered = 2048 * 8192 * (1 + 2), 2 * 2 * 8192 * 8 * 128 * 2
+    captured = 256 * (3 * 2560 + 4 * 9728 + 151_936) * 2 + footprint.GRAPHS
+    sampled, attention = 32 * 151_936 * (2 + 24), 2 * 132 * 64 * 128 * 4
+    assert size == tokens + captured + sampled + attention
+
+
+def test_activations_of_a_decoder_step_with_torchs_own_attention() -> None:
+    size = footprint.activations(QWEN3_4B, "float32", CPU, step_tokens=2048, context=8192, kv_tokens=8192)
+    tokens, logits = 2048 * (3 * 2560 + 4 * 9728) * 4, 151_936 * (64 * 4 + 32 * 24)
+    mask, gathered = 2048 * 8192 * (1 + 4), 2 * 2 * 8192 * 8 * 128 * 4
     assert size == tokens + logits + mask + gathered
 
 

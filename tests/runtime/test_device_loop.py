@@ -127,16 +127,16 @@ def generate(model: Any, prompt: tuple[int, ...]) -> Any:
     return collect()
 
 
-def out_of_memory_for(runner: Any, method: str, bad: Callable[[Any], bool], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The runner's device has no memory for steps with something bad in them."""
-    compute = getattr(type(runner), method)
+def out_of_memory_for(owner: Any, method: str, bad: Callable[[Any], bool], monkeypatch: pytest.MonkeyPatch) -> None:
+    """`owner`'s device has no memory for steps with something bad in them."""
+    compute = getattr(type(owner), method)
 
     def guarded(self: Any, step: Any, *rest: Any) -> Any:
-        if self is runner and bad(step):
+        if self is owner and bad(step):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
         return compute(self, step, *rest)
 
-    monkeypatch.setattr(type(runner), method, guarded)
+    monkeypatch.setattr(type(owner), method, guarded)
 
 
 def test_a_chat_that_runs_out_of_memory_ends_alone(
@@ -146,7 +146,7 @@ def test_a_chat_that_runs_out_of_memory_ends_alone(
     good, bad = [(5 + n, 6, 7) for n in range(5)], (99, 98, 97)
     alone = [asyncio.run(generate(model, prompt)) for prompt in good]
     out_of_memory_for(
-        model._lane._runner, "logits", lambda step: any(row.tokens == bad for row in step.rows), monkeypatch
+        model._lane._stepper, "launch", lambda step: any(row.tokens == bad for row in step.rows), monkeypatch
     )
 
     async def together() -> list[Any]:
@@ -165,7 +165,7 @@ def test_a_long_prompt_is_computed_in_smaller_chunks_when_memory_is_short(
     prompt = tuple(range(10, 250))
     whole = asyncio.run(generate(model, prompt))
     fresh = serve.fresh(inspect_folder(tiny("llama")))
-    out_of_memory_for(fresh._lane._runner, "logits", lambda step: step.tokens > 70, monkeypatch)
+    out_of_memory_for(fresh._lane._stepper, "launch", lambda step: step.tokens > 70, monkeypatch)
     assert asyncio.run(generate(fresh, prompt)) == whole
     model.close()
     fresh.close()

@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from lodger.sched.blocks import BlockPool
 from lodger.sched.generate import GenerateScheduler
 from lodger.sched.sequence import Sequence
-from lodger.sched.step import GenerateStep
+from lodger.sched.step import PENDING, GenerateStep
 
 BLOCKS, BLOCK_SIZE, MAX_RUNNING = 10, 3, 4
 BEGINNINGS = ([1] * 9, [1, 2, 3, 4, 5, 6, 7, 8], [])
@@ -21,7 +21,8 @@ budgets = st.integers(1, 12)
 
 
 class AnyOrder(RuleBasedStateMachine):
-    """Requests come, go and are worked on in any order; one prefill and one decode step may be in flight."""
+    """Requests come, go and are worked on in any order; one prefill and one decode step may be in flight,
+    and another one launched."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -32,6 +33,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.outcomes: Counter[int] = Counter()
         self.added = 0
         self.in_flight: dict[str, tuple[GenerateStep, dict[int, int]]] = {}
+        self.launched: list[tuple[GenerateStep, dict[int, int]]] = []  # their tokens are not known to the scheduler
 
     @rule(
         beginning=st.sampled_from(BEGINNINGS),
@@ -55,6 +57,7 @@ class AnyOrder(RuleBasedStateMachine):
     def _start(self, ask: Callable[[int], GenerateStep | None], budget: int, ready: Callable[[], bool]) -> None:
         lane = ask.__name__.removeprefix("next_")
         self._complete(lane)
+        self._settle(1)
         expected = ready()
         step = ask(budget)
         if step is None:
@@ -64,7 +67,35 @@ class AnyOrder(RuleBasedStateMachine):
         assert 1 <= step.tokens <= budget
         assert max(Counter(row.sequence for row in step.rows).values()) == 1
         assert all(row.tokens for row in step.rows)
-        self.in_flight[lane] = step, self.model.run(step)
+        self.in_flight[lane] = step, self.model.run(self._known(step))
+
+    def _known(self, step: GenerateStep) -> GenerateStep:
+        """As the device sees it, where the tokens of the step before are."""
+        chosen = self.launched[-1][1] if self.launched else {}
+        rows = [
+            row._replace(tokens=(*row.tokens[:-1], chosen[row.sequence])) if row.pending else row for row in step.rows
+        ]
+        assert not any(PENDING in row.tokens for row in rows)
+        return step._replace(rows=tuple(rows))
+
+    @precondition(lambda self: self.in_flight)
+    @rule(data=st.data())
+    def launch(self, data: st.DataObject) -> None:
+        """The device is trusted with a step: the next is asked for before its tokens are known."""
+        self._settle(1)
+        step, chosen = self.in_flight.pop(data.draw(st.sampled_from(sorted(self.in_flight))))
+        self.scheduler.launched(step)
+        self.launched.append((step, chosen))
+
+    @rule()
+    def settle(self) -> None:
+        self._settle(0)
+
+    def _settle(self, left: int) -> None:
+        """Of a launched step's rows those count whose sequence still waits for them."""
+        while len(self.launched) > left:
+            self.scheduler.settle(*self.launched.pop(0))
+            self._finish_done()
 
     @precondition(lambda self: self.in_flight)
     @rule(data=st.data())
@@ -73,6 +104,7 @@ class AnyOrder(RuleBasedStateMachine):
 
     def _complete(self, lane: str) -> None:
         if lane in self.in_flight:
+            self._settle(0)
             self.scheduler.complete(*self.in_flight.pop(lane))
             self._finish_done()
 
@@ -93,7 +125,7 @@ class AnyOrder(RuleBasedStateMachine):
 
     def _finish_done(self) -> None:
         for sequence in list(self.alive.values()):
-            if sequence.exhausted:
+            if sequence.exhausted and PENDING not in sequence.tokens:
                 self._end(sequence.id, self.scheduler.finish)
 
     def _end(self, sequence_id: int, how: Callable[[int], None]) -> None:
@@ -101,7 +133,8 @@ class AnyOrder(RuleBasedStateMachine):
         sequence = self.alive.pop(sequence_id)
         self.outcomes[sequence_id] += 1
         assert (sequence.blocks, sequence.computed) == ([], 0)
-        assert sequence.generated == continuation(sequence.tokens[: sequence.prompt_length], len(sequence.generated))
+        made = [token for token in sequence.generated if token != PENDING]
+        assert made == continuation(sequence.tokens[: sequence.prompt_length], len(made))
 
     @invariant()
     def blocks_belong_to_whom_they_should(self) -> None:
@@ -122,6 +155,7 @@ class AnyOrder(RuleBasedStateMachine):
         """Whatever happened before, all that is left comes to its end."""
         for lane in ("prefill", "decode"):
             self._complete(lane)
+        self._settle(0)
         for _ in range(2_000):
             if not self.alive:
                 break

@@ -24,7 +24,13 @@ WORKER_CPU = 420 * MIB
 # Resident bytes that `tokenizers` 0.23 takes for one vocabulary entry: 711 measured for a BPE of 151,936 entries with
 # its merges, 664 for a Unigram of 250,002.
 TOKENIZER_ENTRY = 720
-LOGITS_ROWS = 64  # rows of logits at once: the runtime runs so many sequences in one step (MAX_RUNNING)
+LOGITS_ROWS = {"cpu": 64, "cuda": 256}  # rows of logits at once: a step's sequences in the runtime (MAX_RUNNING)
+SAMPLED_ROWS = 32  # of them that are not simply the best token, and go through sampling together (AT_ONCE)
+# Parts of a chunk's attention, for each number of a head: 64 rows of float32, of two programs a processor (132).
+ATTENTION_PARTS = 2 * 132 * 64 * 4
+# What a decoder's captured steps hold beside their tensors: a cuBLAS workspace (32 MiB) and the driver's own memory of
+# 18 graphs. With them 162 MiB were measured for Qwen3-4B on an H100 (driver 580, torch 2.11), and 161 come of the sum.
+GRAPHS = 64 * MIB
 # A vector for every token: a worker on a CPU held 330 MiB more while its largest answer, 63 MiB of them, went out (as
 # tensors, as bytes, as a message, as a frame and in the socket's buffer; psutil, 16,000 tokens of 1,024 dimensions).
 ANSWER = 330 * MIB
@@ -113,7 +119,15 @@ def activations(
     if not facts.generates:
         answers = device.kind == "cpu" and facts.kind == "embedding" and "colbert" in facts.token_heads
         return peak + (ANSWER if answers else 0)
-    return peak + _logits(facts, b) + _attention(keys, b, step_tokens, context, kv_tokens)
+    if _has_kernels(device) and b == 2:
+        captured = LOGITS_ROWS["cuda"] * (max(attention, feed_forward) + facts.vocab_size) * b + GRAPHS
+        return peak + captured + _logits(facts, b, SAMPLED_ROWS) + ATTENTION_PARTS * facts.head_dim
+    return peak + _logits(facts, b, LOGITS_ROWS[device.kind]) + _attention(keys, b, step_tokens, context, kv_tokens)
+
+
+def _has_kernels(device: DeviceView) -> bool:
+    """Whether our own kernels run there, and steps are captured. Where they lack a compiler, the rest is slower."""
+    return device.kind == "cuda" and (device.compute_capability or (8, 0)) >= (8, 0)
 
 
 def _attention(keys: int, b: int, step_tokens: int, context: int, kv_tokens: int) -> int:
@@ -127,10 +141,10 @@ def _attention(keys: int, b: int, step_tokens: int, context: int, kv_tokens: int
     return step_tokens * context * (1 + b) + 2 * (2 * kv_tokens * keys * b)
 
 
-def _logits(facts: ModelFacts, b: int) -> int:
-    """Rows of logits in b bytes, and what sampling makes of them: in float32 a copy, the rows that are not greedy,
-    these by temperature and as probabilities (4 bytes each), and a running sum in float64."""
-    return LOGITS_ROWS * facts.vocab_size * (b + 4 * 4 + 8)
+def _logits(facts: ModelFacts, b: int, rows: int) -> int:
+    """Rows of logits in b bytes, and what sampling makes of SAMPLED_ROWS of them at a time: in float32 a copy, the rows
+    that are not greedy, these by temperature and as probabilities (4 bytes each), and a running sum in float64."""
+    return facts.vocab_size * (rows * b + SAMPLED_ROWS * (4 * 4 + 8))
 
 
 def process(device: DeviceView, vocabularies: tuple[int, ...]) -> int:

@@ -10,7 +10,8 @@ from lodger.errors import Cancelled, LodgerError
 from lodger.runtime.kv import KVCache
 from lodger.runtime.recovery import run_or_split
 from lodger.runtime.runner import Runner
-from lodger.runtime.sampling import Sampler, sample
+from lodger.runtime.sampling import Sampler
+from lodger.runtime.stepper import Launched, Stepper
 from lodger.sched.arbiter import Claim
 from lodger.sched.blocks import BlockPool
 from lodger.sched.generate import GenerateScheduler
@@ -18,7 +19,7 @@ from lodger.sched.sequence import Sequence
 from lodger.sched.step import GenerateStep, Lane, Row
 from lodger.tasks import FinishReason
 
-MAX_RUNNING = 64  # sequences in one decode step: the rows of logits that the plan counts memory for
+MAX_RUNNING = {"cpu": 64, "cuda": 256}  # sequences in one step: the rows of logits that the plan counts memory for
 _SMALLEST_CHUNK = 32  # tokens; a prompt is not split further when memory is short
 
 
@@ -46,26 +47,33 @@ class GenerateLane:
     def __init__(self, name: str, runner: Runner, cache: KVCache, step_tokens: int) -> None:
         self.name = name
         self.step_tokens = step_tokens
-        self._runner: Runner | None  # None while the model sleeps
+        self._stepper: Stepper | None = None  # None while the model sleeps
+        self._resting: Stepper | None = None
+        self._launched: Launched | None = None  # its tokens are not known yet
         self._cache = cache
         self._generations: dict[int, Generation] = {}
         self.wake(runner)
 
     @property
     def decoding(self) -> bool:
-        return self._scheduler.has_decode()
+        return self._launched is not None or self._scheduler.has_decode()
 
     def sleep(self) -> None:
         """After `close`: forget the runner, and what the cache held."""
-        self._runner = None
+        assert self._stepper is not None
+        self._stepper.rest()
+        self._resting, self._stepper = self._stepper, None
 
     def wake(self, runner: Runner) -> None:
-        self._runner = runner
+        self._max_running = MAX_RUNNING[runner.device.type]
+        resting, self._resting = self._resting, None
+        again = resting if resting is not None and resting.resume(runner) else None
+        self._stepper = again or Stepper(runner, self._cache, self._max_running)
         pool = BlockPool(self._cache.blocks, self._cache.block_size)
-        self._scheduler = GenerateScheduler(pool, max_running=MAX_RUNNING)
+        self._scheduler = GenerateScheduler(pool, max_running=self._max_running)
 
     def add(self, generation: Generation) -> None:
-        if self._runner is None:
+        if self._stepper is None:
             generation.deliver(Made(error=Cancelled("the model sleeps.")))
             return
         self._generations[generation.sequence.id] = generation
@@ -77,12 +85,17 @@ class GenerateLane:
             self._scheduler.cancel(sequence_id)
 
     def close(self) -> None:
+        self._settle()
         for sequence_id in list(self._generations):
             self._end(sequence_id, Made(error=Cancelled("the model was unloaded.")))
 
     def decode(self) -> None:
-        """One token of every running chat."""
-        self._run(self._scheduler.next_decode(MAX_RUNNING))
+        """One token of every running chat; on a GPU its result is delivered while the next step runs."""
+        step = self._scheduler.next_decode(self._max_running)
+        if step is None:
+            self._settle()
+        else:
+            self._run(step)
 
     def claims(self, budget: int) -> Iterable[Claim]:
         if self._scheduler.has_prefill():
@@ -100,21 +113,35 @@ class GenerateLane:
         step = step._replace(rows=tuple(row for row in step.rows if row.sequence in self._generations))
         if not step.rows:
             return
-        assert self._runner is not None
-        logits = self._runner.logits(step, self._cache)
-        sampled = [self._generations[row.sequence] for row in step.rows if row.sample]
-        tokens = sample(logits, [generation.sampler for generation in sampled]) if sampled else []
-        chosen = {g.sequence.id: token for g, token in zip(sampled, tokens, strict=True)}
-        self._scheduler.complete(step, chosen)
-        for sequence_id, token in chosen.items():
-            self._deliver(sequence_id, token)
+        assert self._stepper is not None
+        launched = self._stepper.launch(
+            step, [self._generations[row.sequence].sampler for row in step.rows if row.sample]
+        )
+        self._scheduler.launched(step)
+        self._settle()
+        self._launched = launched
+        if not self._stepper.overlaps:
+            self._settle()
 
-    def _deliver(self, sequence_id: int, token: int) -> None:
-        generation = self._generations[sequence_id]
+    def _settle(self) -> None:
+        """Deliver the tokens of the step that was launched before, if there is one."""
+        launched, self._launched = self._launched, None
+        if launched is None:
+            return
+        sampled = [row for row in launched.step.rows if row.sample]
+        tokens = launched.tokens()
+        self._scheduler.settle(launched.step, {row.sequence: token for row, token in zip(sampled, tokens, strict=True)})
+        for row, token in zip(sampled, tokens, strict=True):
+            if row.sequence in self._generations:  # else it had ended before, or nobody waits any more
+                self._deliver(row, token)
+
+    def _deliver(self, row: Row, token: int) -> None:
+        generation = self._generations[row.sequence]
+        sequence = generation.sequence
         if token in generation.stops:
-            self._end(sequence_id, Made(token, finish="stop"))
-        elif generation.sequence.exhausted:
-            self._end(sequence_id, Made(token, finish="length"))
+            self._end(row.sequence, Made(token, finish="stop"))
+        elif row.end + 1 - sequence.prompt_length >= sequence.max_new_tokens:
+            self._end(row.sequence, Made(token, finish="length"))
         else:
             generation.deliver(Made(token))
 

@@ -110,9 +110,10 @@ def _assemble(
 ) -> Runner:
     model, stored_heads = read_stored(facts, checkpoint, answers)
     backbone: Backbone
+    table: torch.nn.Module
     if facts.causal and is_dense(model):
-        backbone = DenseDecoder(model, placement)
-        table: torch.nn.Module = backbone.embed
+        decoder = _decoder(placement.device)(model, placement)
+        backbone, table = decoder, decoder.embed
     else:
         place(model, placement)
         backbone = TransformersBackbone(model.base_model, takes_token_types=not facts.causal)
@@ -123,6 +124,15 @@ def _assemble(
     return Runner(
         facts, device, precision, attention.choose(device), backbone, placement.held, lm_head, heads, placement.arena
     )
+
+
+def _decoder(device: torch.device) -> type[DenseDecoder]:
+    """The class of the fast path there. Our kernels, and so Triton, are imported only where they run."""
+    if not attention.runs_kernels(device):
+        return DenseDecoder
+    from lodger.runtime.fused import FusedDecoder
+
+    return FusedDecoder
 
 
 def _lm_head(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from lodger.runtime.upload import upload
 from lodger.sched.step import Item, Row
 
 
@@ -43,7 +44,7 @@ def pack_rows(rows: Sequence[Row], block_size: int, device: torch.device) -> Pac
         positions.extend(range(row.start, end))
         slots.extend(row.blocks[at // block_size] * block_size + at % block_size for at in range(row.start, end))
         offsets.append(len(tokens))
-    packed = torch.tensor([tokens, positions, slots]).to(device)
+    packed = upload([tokens, positions, slots], torch.int64, device)
     return PackedBatch(
         tokens=packed[0],
         positions=packed[1],
@@ -65,5 +66,5 @@ def pack_items(items: Sequence[Item], first_position: int, device: torch.device)
         types.extend(item.token_types or (0,) * len(item.tokens))
         positions.extend(range(first_position, first_position + len(item.tokens)))
         offsets.append(len(tokens))
-    packed = torch.tensor([tokens, positions, types]).to(device)
+    packed = upload([tokens, positions, types], torch.int64, device)
     return PackedBatch(tokens=packed[0], positions=packed[1], token_types=packed[2], offsets=tuple(offsets))

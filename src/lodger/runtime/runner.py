@@ -1,4 +1,4 @@
-"""`Runner`: one model on the device. Tokens go in; logits, vectors or scores come out."""
+"""`Runner`: one model on the device. Tokens go in; hidden states, vectors or scores come out."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from lodger.runtime.backbone import Backbone
 from lodger.runtime.context import attending
 from lodger.runtime.heads import Head
 from lodger.runtime.kv import KVCache
-from lodger.runtime.packed import PackedBatch, pack_items, pack_rows
+from lodger.runtime.packed import PackedBatch, pack_items
 from lodger.runtime.precision import Precision
-from lodger.sched.step import GenerateStep, Item
+from lodger.runtime.upload import upload
+from lodger.sched.step import Item
 
 Heads = tuple[Head, ...]  # all that one text wants made of its hidden states
 Rows = list[torch.Tensor]  # what its heads made, in their order: [rows, width] float32 in RAM each
@@ -45,20 +46,20 @@ class Runner:
             return self.backbone(batch)
 
     @torch.inference_mode()
-    def logits(self, step: GenerateStep, cache: KVCache) -> torch.Tensor:
-        """Compute the step's tokens, their keys and values into `cache`.
+    def ends(self, batch: PackedBatch, wanted: Sequence[int], cache: KVCache) -> torch.Tensor:
+        """Compute the batch's tokens, their keys and values into `cache`.
+
+        Args:
+            wanted: some of the batch's sequences.
 
         Returns:
-            [rows with `sample`, vocab_size] float32: logits of the next token, in the order of the rows.
+            [wanted, hidden_size]: the hidden states of their last tokens, which `lm_head` makes logits of.
         """
-        assert self.lm_head is not None
-        batch = pack_rows(step.rows, cache.block_size, self.device)
         hidden = self.hidden(batch, cache)
-        last = [end - 1 for row, end in zip(step.rows, batch.offsets[1:], strict=True) if row.sample]
-        if len(last) < len(hidden):
-            hidden = hidden.index_select(0, torch.tensor(last, device=self.device, dtype=torch.int64))
-        logits: torch.Tensor = self.lm_head(hidden)
-        return logits.float()
+        if len(wanted) == len(hidden):
+            return hidden
+        last = [batch.offsets[n + 1] - 1 for n in wanted]
+        return hidden.index_select(0, upload(last, torch.int64, self.device))
 
     @torch.inference_mode()
     def encode(self, items: Sequence[Item], heads: Sequence[Heads]) -> list[Rows]:

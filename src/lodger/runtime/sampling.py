@@ -15,8 +15,11 @@ from typing import Any, NamedTuple
 
 import torch
 
+from lodger.runtime.upload import upload
 from lodger.tasks import SamplingParams
 
+AT_ONCE = 32  # rows at a time that are not simply the best token: their float32 copies bound the memory of a step
+_PROMPT = 1 << 30  # beyond every count of generated tokens
 _PREFILTER = 1024  # candidates looked at first for top-p; all of them where these do not hold enough probability
 
 
@@ -58,62 +61,81 @@ class Sampler:
     def __init__(self, rules: Rules, seed: int | None, prompt: Sequence[int], vocab_size: int, device: torch.device):
         self.rules = rules
         self._random = random.Random(seed)
-        self.seen: torch.Tensor | None = None  # [vocab_size] bool: in the prompt or generated
-        self.counts: torch.Tensor | None = None  # [vocab_size] int32: times generated
+        self.memory: torch.Tensor | None = None  # [vocab_size] int32: times generated, and _PROMPT if in the prompt
         if rules.penalises:
-            self.seen = torch.zeros(vocab_size, dtype=torch.bool, device=device)
-            self.seen[torch.tensor(prompt, device=device)] = True
-            self.counts = torch.zeros(vocab_size, dtype=torch.int32, device=device)
+            self.memory = torch.zeros(vocab_size, dtype=torch.int32, device=device)
+            self.memory.index_fill_(0, upload(prompt, torch.int64, device), _PROMPT)
+            self._one = self.memory.new_ones(1)
 
     def draw(self) -> float:
         """The next random number, 0 <= number < 1."""
         return self._random.random()
 
-    def accept(self, token: int) -> None:
-        """`token` was chosen."""
-        if self.seen is not None and self.counts is not None:
-            self.seen[token] = True
-            self.counts[token] += 1
+    def accept(self, token: torch.Tensor) -> None:
+        """`token` [1] was chosen."""
+        if self.memory is not None:
+            self.memory.index_add_(0, token, self._one)
+
+
+def sample(logits: torch.Tensor, samplers: Sequence[Sampler]) -> list[int]:
+    """`choose`, waited for."""
+    tokens: list[int] = choose(logits, samplers).tolist()
+    return tokens
 
 
 @torch.inference_mode()
-def sample(logits: torch.Tensor, samplers: Sequence[Sampler]) -> list[int]:
-    """The next token of each row.
+def choose(logits: torch.Tensor, samplers: Sequence[Sampler], best: torch.Tensor | None = None) -> torch.Tensor:
+    """The next token of each row. Nothing waits for a GPU, but for rows with top-p and without top-k.
 
     Args:
-        logits: [rows, vocab_size] float32; may be overwritten.
+        logits: [rows, vocab_size].
         samplers: one for each row, told of the choice.
+        best: [rows] int64, the tokens with the highest logits where they are known; becomes the answer.
+
+    Returns:
+        [rows] int64 on the device.
     """
+    chosen = logits.argmax(dim=-1) if best is None else best
+    others = [n for n, sampler in enumerate(samplers) if sampler.rules.penalises or not sampler.rules.greedy]
+    for start in range(0, len(others), AT_ONCE):
+        rows = others[start : start + AT_ONCE]
+        own, at = [samplers[n] for n in rows], upload(rows, torch.int64, logits.device)
+        found = _choose(logits[at].float(), own)
+        chosen[at] = found
+        for n, sampler in enumerate(own):
+            sampler.accept(found[n : n + 1])
+    return chosen
+
+
+def _choose(logits: torch.Tensor, samplers: Sequence[Sampler]) -> torch.Tensor:
+    """[rows] from float32 logits, which are overwritten."""
     if any(sampler.rules.penalises for sampler in samplers):
         _penalise(logits, samplers)
     chosen = logits.argmax(dim=-1)
     for ranks in (False, True):
         rows = [n for n, s in enumerate(samplers) if not s.rules.greedy and s.rules.ranks is ranks]
         if rows:
-            at = torch.tensor(rows, device=logits.device)
+            at = upload(rows, torch.int64, logits.device)
             pick = _draw_ranked if ranks else _draw
             chosen[at] = pick(logits[at], [samplers[n] for n in rows])
-    tokens: list[int] = chosen.tolist()
-    for sampler, token in zip(samplers, tokens, strict=True):
-        sampler.accept(token)
-    return tokens
+    return chosen
 
 
 def _column(values: Sequence[float], like: torch.Tensor) -> torch.Tensor:
     """[rows, 1] on the device and in the dtype of `like`."""
-    return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None]
+    return upload(values, like.dtype, like.device)[:, None]
 
 
 def _penalise(logits: torch.Tensor, samplers: Sequence[Sampler]) -> None:
     rows = [n for n, sampler in enumerate(samplers) if sampler.rules.penalises]
     rules = [samplers[n].rules for n in rows]
-    at = torch.tensor(rows, device=logits.device)
-    seen = torch.stack([s.seen for s in samplers if s.seen is not None])
-    counts = torch.stack([s.counts for s in samplers if s.counts is not None])
+    at = upload(rows, torch.int64, logits.device)
+    memory = torch.stack([s.memory for s in samplers if s.memory is not None])
+    counts = memory & (_PROMPT - 1)
     values = logits[at]
     repetition = _column([r.repetition_penalty for r in rules], values)
     repeated = torch.where(values < 0, values * repetition, values / repetition)
-    values = torch.where(seen, repeated, values)
+    values = torch.where(memory > 0, repeated, values)
     values -= _column([r.presence_penalty for r in rules], values) * (counts > 0)
     values -= _column([r.frequency_penalty for r in rules], values) * counts
     logits[at] = values
@@ -136,7 +158,7 @@ def _draw_ranked(logits: torch.Tensor, samplers: Sequence[Sampler]) -> torch.Ten
     values, order = scaled.topk(width)
     total = scaled.logsumexp(dim=-1, keepdim=True)
     enough = (values.logsumexp(dim=-1, keepdim=True) - total).exp() >= top_p
-    if not bool((enough | (top_k <= width)).all()):
+    if any(s.rules.top_k == 0 for s in samplers) and not bool((enough | (top_k <= width)).all()):
         values, order = scaled.sort(dim=-1, descending=True)
     rank = torch.arange(values.shape[-1], device=logits.device)
     values = values.masked_fill(rank >= top_k, -torch.inf)

@@ -5,19 +5,30 @@ when the blocks run out put the newest sequence back in the queue to be recomput
 computes.
 
 Asking for a step changes no progress. A step that failed can be dropped and asked for again, with a smaller budget too.
-One prefill step and one decode step may be in flight together, but the next of a kind is asked for after `complete`.
+One prefill step and one decode step may be in flight together, but the next of a kind is asked for after `complete`, or
+after `launched`, so that the host works on one step while the device computes the next.
 """
 
 from __future__ import annotations
 
 from bisect import insort
+from collections import deque
 from collections.abc import Mapping
 from itertools import islice
+from typing import NamedTuple
 
 from lodger.errors import InternalError
 from lodger.sched.blocks import BlockPool
 from lodger.sched.sequence import Sequence
-from lodger.sched.step import GenerateStep, Row
+from lodger.sched.step import PENDING, GenerateStep, Row
+
+
+class _Taken(NamedTuple):
+    """A row whose sequence has gone on with it."""
+
+    row: Row
+    sequence: Sequence
+    preemptions: int  # then; after another one the sequence's blocks are not the row's
 
 
 class GenerateScheduler:
@@ -34,6 +45,7 @@ class GenerateScheduler:
         self._running: dict[int, Sequence] = {}
         self._digests: dict[int, list[bytes]] = {}  # of those waiting, so that each prompt is hashed once
         self._promised: dict[bytes, int] = {}  # blocks that a running sequence computes or has computed -> its id
+        self._unsettled: deque[tuple[GenerateStep, list[_Taken]]] = deque()
         self._arrivals = 0
         self._last_decoded = 0  # arrival of the last row, where one step cannot hold everybody
 
@@ -120,15 +132,39 @@ class GenerateScheduler:
 
         Rows of sequences that were cancelled, finished or preempted in the meantime are ignored.
         """
+        self.launched(step)
+        self.settle(step, sampled)
+
+    def launched(self, step: GenerateStep) -> None:
+        """The device will compute a step before anything that it is given later, and its tokens come later.
+
+        Until `settle` they are PENDING, which is what the next step's rows hold then. At most one launched step may be
+        unsettled when another is asked for, and steps settle in the order in which they were launched.
+        """
+        taken = []
         for row in step.rows:
             sequence = self._running.get(row.sequence)
-            if sequence is None:
-                continue
-            end = row.start + len(row.tokens)
-            sequence.computed = end
-            self._pool.publish(sequence.tokens, sequence.blocks, row.start, end)
+            if sequence is not None:
+                sequence.computed = row.end
+                if row.sample:
+                    sequence.tokens.append(PENDING)
+                taken.append(_Taken(row, sequence, sequence.preemptions))
+        self._unsettled.append((step, taken))
+
+    def settle(self, step: GenerateStep, sampled: Mapping[int, int]) -> None:
+        """The oldest launched step was computed. `sampled`: as for `complete`.
+
+        Raises:
+            InternalError: an older one is still to be settled.
+        """
+        oldest, taken = self._unsettled.popleft()
+        if oldest is not step:
+            raise InternalError("steps were settled in another order than they were launched in.")
+        for row, sequence, preemptions in taken:
             if row.sample:
-                sequence.tokens.append(sampled[row.sequence])
+                sequence.tokens[row.end] = sampled[row.sequence]
+            if self._running.get(row.sequence) is sequence and sequence.preemptions == preemptions:
+                self._pool.publish(sequence.tokens, sequence.blocks, row.start, row.end)
 
     def _queue(self, sequence: Sequence) -> None:
         insort(self._waiting, sequence, key=_arrival)
@@ -138,11 +174,14 @@ class GenerateScheduler:
         """The first waiting sequence that can start now, with the blocks it finds in the cache.
 
         One whose next block is being computed by another waits for it and lets those behind pass meanwhile: the other
-        is running, so this ends, and then it is the first again. Whoever lacks room lets nobody pass.
+        is running, so this ends, and then it is the first again. So does one whose last token is not known yet. Whoever
+        lacks room lets nobody pass.
         """
         if len(self._running) >= self._max_running:
             return None
         for sequence in islice(self._waiting, self._max_running):
+            if sequence.tokens[-1] == PENDING:
+                continue  # preempted a moment ago
             digests = self._digests[sequence.id]
             cached = self._pool.lookup(digests)
             if len(cached) == len(digests) or digests[len(cached)] not in self._promised:

@@ -43,7 +43,7 @@ class Sequence:
 
     @property
     def generated(self) -> list[int]:
-        """The tokens after the prompt."""
+        """The tokens after the prompt, the PENDING ones included."""
         return self.tokens[self.prompt_length :]
 
     @property

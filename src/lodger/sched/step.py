@@ -7,6 +7,9 @@ from typing import Literal, NamedTuple
 Lane = Literal["decode", "prefill", "rerank", "embed"]
 
 
+PENDING = -1  # a token that has been chosen on the device, or will be there, and that the host does not know yet
+
+
 class Row(NamedTuple):
     """A run of consecutive tokens of one sequence inside a generating step."""
 
@@ -15,6 +18,16 @@ class Row(NamedTuple):
     start: int  # position of the first of them
     blocks: tuple[int, ...]  # block table: physical block of each block_size tokens, from position 0
     sample: bool  # the last token is the end of what is known: choose the next one
+
+    @property
+    def end(self) -> int:
+        """Position after the last token."""
+        return self.start + len(self.tokens)
+
+    @property
+    def pending(self) -> bool:
+        """The last token is not known to the host."""
+        return self.tokens[-1] == PENDING
 
 
 class GenerateStep(NamedTuple):

@@ -24,12 +24,18 @@ def choose(device: torch.device) -> AttentionBackend:
 
     FlashAttention needs compute capability 8.0, and so do our kernels' tile sizes.
     """
+    if runs_kernels(device):
+        return open_backend("paged", device)
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
         return open_backend("sdpa", device)
-    if lacking := toolchain.missing():
-        _log.warning("Decoding is slower than it could be: install %s for our GPU kernels.", " and ".join(lacking))
-        return open_backend("varlen", device)
-    return open_backend("paged", device)
+    lacking = " and ".join(toolchain.missing())
+    _log.warning("Decoding is slower than it could be: install %s for our GPU kernels.", lacking)
+    return open_backend("varlen", device)
+
+
+def runs_kernels(device: torch.device) -> bool:
+    """Whether our kernels run on `device`: what `choose` takes "paged" for."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0) and not toolchain.missing()
 
 
 def open_backend(name: str, device: torch.device) -> AttentionBackend:

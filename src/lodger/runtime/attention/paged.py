@@ -12,12 +12,13 @@ import torch
 
 from lodger.runtime.attention.base import AttentionPlan
 from lodger.runtime.attention.sdpa import SdpaAttention
-from lodger.runtime.attention.varlen import Fresh, VarlenAttention, serves, to_device
+from lodger.runtime.attention.varlen import Fresh, VarlenAttention, serves
 from lodger.runtime.kernels.paged_attention import Tiles, attend
 from lodger.runtime.kernels.store import store
 from lodger.runtime.kernels.tiling import Shape, Tile, chunk_shape, cut, decode_shape, splits_for
 from lodger.runtime.kv import KVCache
 from lodger.runtime.packed import PackedBatch
+from lodger.runtime.upload import upload
 
 
 class PagedAttention:
@@ -44,7 +45,7 @@ class PagedPlan:
     ) -> None:
         """`processors` are the card's multiprocessors. Without `varlen` the cache serves the fresh sequences too."""
         assert batch.slots is not None
-        self._cache, self._slots, self._device, self._processors = cache.tensor, batch.slots, device, processors
+        self.cache, self.slots, self._device, self._processors = cache.tensor, batch.slots, device, processors
         rows = list(zip(batch.offsets, batch.lengths, batch.past, range(len(batch.past)), strict=False))
         kept = [row for row in rows if row[2] or not varlen]
         self._single = [row for row in kept if row[1] == 1]
@@ -63,35 +64,96 @@ class PagedPlan:
         scale: float,
         window: int | None,
     ) -> torch.Tensor:
-        store(self._cache, layer, self._slots, key, value)
+        store(self.cache, layer, self.slots, key, value)
         if self._whole and len(self._fresh) == 1:
             return self._fresh[0].attend(query, key, value, scale, window)
         out = query.new_empty(query.shape)
         for run in self._fresh:
             own = slice(run.start, run.end)
             out[own] = run.attend(query[own], key[own], value[own], scale, window)
-        if self._launches is None:
-            self._launches = list(self._cut(query.shape[1] // key.shape[1]))
-        for tiles in self._launches:
-            attend(query, self._cache, layer, tiles, out, scale, window)
+        self._over_cache(layer, query, out, scale, window)
         return out
+
+    @property
+    def only_cached(self) -> bool:
+        """No sequence's keys are read from where they were computed, so `attend_stored` serves all of them."""
+        return not self._fresh
+
+    def attend_stored(self, layer: int, query: torch.Tensor, scale: float, window: int | None) -> torch.Tensor:
+        """`attend` where the new keys and values are in their slots of the cache already."""
+        out = torch.empty_like(query)
+        self._over_cache(layer, query, out, scale, window)
+        return out
+
+    def _over_cache(self, layer: int, query: torch.Tensor, out: torch.Tensor, scale: float, window: int | None) -> None:
+        if self._launches is None:
+            self._launches = list(self._cut(query.shape[1] // self.cache.shape[4]))
+        for tiles in self._launches:
+            attend(query, self.cache, layer, tiles, out, scale, window)
 
     def _cut(self, group: int) -> Iterator[Tiles]:
         table = self._table()
         for rows, shape_for in ((self._single, decode_shape), (self._chunks, chunk_shape)):
             if rows:
-                shape = shape_for(group, self._cache.shape[-1])
+                shape = shape_for(group, self.cache.shape[-1])
                 yield self._tiles(cut(rows, shape.tokens), table, shape)
 
     def _tiles(self, tiles: list[Tile], table: torch.Tensor, shape: Shape) -> Tiles:
         longest = max(tile.position + tile.tokens for tile in tiles)
-        splits = splits_for(len(tiles) * self._cache.shape[4], longest, shape.least, self._processors)
-        return Tiles(to_device(tiles, self._device), table, shape, splits)
+        splits = splits_for(len(tiles) * self.cache.shape[4], longest, shape.least, self._processors)
+        return Tiles(upload(tiles, torch.int32, self._device), table, shape, splits)
 
     def _table(self) -> torch.Tensor:
         """[sequences, blocks], padded to the longest."""
         width = max(map(len, self._blocks))
-        return to_device([(*blocks, *(0,) * (width - len(blocks))) for blocks in self._blocks], self._device)
+        rows = [(*blocks, *(0,) * (width - len(blocks))) for blocks in self._blocks]
+        return upload(rows, torch.int32, self._device)
+
+
+class DecodePlan:
+    """One new token of each sequence, all of it in tensors that a captured step finds at the same addresses.
+
+    Args:
+        slots: [rows]; negative in rows that stand for no sequence.
+        records: [rows, 4] int32, see `Tiles`; without tokens in such rows.
+        table: [rows or more, blocks] int32.
+        heads: of queries.
+    """
+
+    only_cached = True
+
+    def __init__(
+        self,
+        cache: torch.Tensor,
+        slots: torch.Tensor,
+        records: torch.Tensor,
+        table: torch.Tensor,
+        heads: int,
+        processors: int,
+    ) -> None:
+        self.cache, self.slots = cache, slots
+        block_size, kv_heads, dim = cache.shape[3:]
+        shape = decode_shape(heads // kv_heads, dim)
+        splits = splits_for(len(slots) * kv_heads, table.shape[1] * block_size, shape.least, processors)
+        self._tiles = Tiles(records, table, shape, splits)
+
+    def attend(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scale: float,
+        window: int | None,
+    ) -> torch.Tensor:
+        store(self.cache, layer, self.slots, key, value)
+        return self.attend_stored(layer, query, scale, window)
+
+    def attend_stored(self, layer: int, query: torch.Tensor, scale: float, window: int | None) -> torch.Tensor:
+        """`attend` where the new keys and values are in their slots of the cache already."""
+        out = torch.empty_like(query)
+        attend(query, self.cache, layer, self._tiles, out, scale, window)
+        return out
 
 
 def _runs(batch: PackedBatch) -> Iterator[tuple[int, ...]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from inspect import signature
 from typing import Any
 
@@ -13,6 +12,7 @@ from lodger.runtime.attention.base import AttentionPlan
 from lodger.runtime.attention.sdpa import SdpaAttention
 from lodger.runtime.kv import KVCache
 from lodger.runtime.packed import PackedBatch
+from lodger.runtime.upload import upload
 
 # Since torch 2.12 key heads may be fewer than query heads only when this is said; 2.11 never asked.
 _GROUPED: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in signature(varlen_attn).parameters else {}
@@ -21,11 +21,6 @@ _GROUPED: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in signature(var
 def serves(dtype: torch.dtype, head_dim: int) -> bool:
     """Whether FlashAttention computes this; what it does not, SDPA does."""
     return dtype in (torch.float16, torch.bfloat16) and head_dim % 8 == 0 and head_dim <= 256
-
-
-def to_device(numbers: Sequence[int] | Sequence[tuple[int, ...]], device: torch.device) -> torch.Tensor:
-    """int32 on `device`, without waiting for what runs there."""
-    return torch.tensor(numbers, dtype=torch.int32, pin_memory=device.type == "cuda").to(device, non_blocking=True)
 
 
 class VarlenAttention:
@@ -75,7 +70,7 @@ class Fresh:
         self.start, self.end = offsets[0], offsets[-1]
         self._causal = causal
         self._longest = max(end - start for start, end in zip(offsets, offsets[1:], strict=False))
-        self._offsets = to_device([at - self.start for at in offsets], device)
+        self._offsets = upload([at - self.start for at in offsets], torch.int32, device)
 
     def attend(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, window: int | None

@@ -1,0 +1,183 @@
+"""Chats of Qwen3-4B's exact shape with random weights, through the lane that serves them, against the card's limit.
+
+    PYTHONPATH=tests python -m bench.gpu.decode [--out FILE]
+
+Every stream is a prompt of 256 random tokens and 128 greedy ones. The limit of a step is the bytes of the weights and
+of the keys and values read, over what a copy on the card moves.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import tiny
+import torch
+
+from lodger.catalogue.facts import ModelFacts
+from lodger.catalogue.inspect import inspect_folder
+from lodger.runtime import attention, families
+from lodger.runtime.fused import FusedDecoder
+from lodger.runtime.generating import GenerateLane, Generation
+from lodger.runtime.kv import KVCache
+from lodger.runtime.layers import Placement, PlainLinear
+from lodger.runtime.precision import precision
+from lodger.runtime.runner import Runner
+from lodger.runtime.sampling import Rules, Sampler
+from lodger.runtime.weights import Checkpoint
+from lodger.sched.arbiter import micro_step_tokens
+from lodger.sched.sequence import Sequence
+from lodger.sched.step import GenerateStep, Row
+
+DEVICE, DTYPE = torch.device("cuda:0"), torch.bfloat16
+PROMPT, MADE, STEP = 256, 128, 2048
+MOVED = 3.0e12  # bytes a second, read and written, of a large copy on an H100
+PEERS = {1: 225, 8: 1_645, 32: 5_190, 128: 11_820, 256: 14_540}  # vLLM 0.25.1 on the same kind of card, tokens/s
+STREAMS = (1, 8, 32, 64, 128, 256)
+
+
+def random_runner() -> Runner:
+    """Weights made on the card: the folder's own are zeros that take no room."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = tiny.write_fake_folder(Path(folder) / "chat", "qwen3", "BF16", **tiny.QWEN3_4B)
+        facts, checkpoint = inspect_folder(path), Checkpoint(path)
+        for name, stored in checkpoint.tensors.items():
+            made = torch.randn(stored.shape, device=DEVICE, dtype=DTYPE) * 0.02
+            checkpoint.tensors[name] = made if stored.dim() == 2 else torch.ones_like(made)
+        model = families.build(facts)
+        checkpoint.fill(model)
+    placement = Placement(DEVICE, precision("bfloat16", DEVICE), lambda size: None)
+    decoder = FusedDecoder(model, placement)
+    head = PlainLinear(decoder.embed.weight, None)
+    return Runner(facts, DEVICE, placement.precision, attention.choose(DEVICE), decoder, placement.held, head)
+
+
+def key_bytes(facts: ModelFacts, tokens: int) -> int:
+    return 2 * facts.layers * facts.kv_heads * facts.head_dim * DTYPE.itemsize * tokens
+
+
+def cache_of(facts: ModelFacts, streams: int) -> KVCache:
+    cache = KVCache(facts, streams * ((PROMPT + MADE) // 16 + 1) + 1, 16, DTYPE, DEVICE)
+    cache.tensor.normal_()
+    return cache
+
+
+def lane_of(runner: Runner, streams: int) -> GenerateLane:
+    return GenerateLane("chat", runner, cache_of(runner.facts, streams), STEP)
+
+
+def serve(lane: GenerateLane, facts: ModelFacts, streams: int, made: int = MADE) -> dict[str, float]:
+    """The device loop's turns for `streams` chats that come at once."""
+    arrivals: dict[int, list[float]] = {n: [] for n in range(streams)}
+    for n in range(streams):
+        prompt = torch.randint(5, facts.vocab_size, (PROMPT,)).tolist()
+        sampler = Sampler(Rules(temperature=0), 0, prompt, facts.vocab_size, DEVICE)
+        note = arrivals[n].append
+        sequence = Sequence(n, prompt, max_new_tokens=made)
+        lane.add(Generation(sequence, sampler, frozenset(), lambda _, note=note: note(time.perf_counter())))  # type: ignore[misc]
+    start = time.perf_counter()
+    while any(len(times) < made for times in arrivals.values()):
+        decoding = lane.decoding
+        if decoding:
+            lane.decode()
+        for claim in lane.claims(micro_step_tokens(decoding, STEP)):
+            lane.micro_step(claim.lane, claim.tokens)
+    end = max(times[-1] for times in arrivals.values())
+    ready = max(times[0] for times in arrivals.values())
+    left = sum(sum(at > ready for at in times) for times in arrivals.values())
+    first = sorted(times[0] - start for times in arrivals.values())
+    return {
+        "tok_s": streams * made / (end - start),
+        "decode_tok_s": left / (end - ready),
+        "step_ms": (end - ready) / (left / streams) * 1e3,
+        "first_ms": first[len(first) // 2] * 1e3,
+        "first_of_all_ms": first[0] * 1e3,
+    }
+
+
+def replay_ms(lane: GenerateLane, streams: int) -> float:
+    """Median time of one captured step, without any host work between two."""
+    graphs: Any = lane._stepper._graphs  # type: ignore[union-attr]
+    at, per = PROMPT + MADE // 2, (PROMPT + MADE) // 16 + 1
+    rows = tuple(Row(n, (7,), at, tuple(range(n * per, n * per + at // 16 + 1)), True) for n in range(streams))
+    graphs.run(GenerateStep("decode", rows), {})
+    graph = graphs._graphs[next(size for size in graphs.buckets if size >= streams)]
+    marks = [torch.cuda.Event(enable_timing=True) for _ in range(31)]  # type: ignore[no-untyped-call]
+    for mark in marks:
+        graph.replay()
+        mark.record()
+    torch.cuda.synchronize()
+    times = sorted(before.elapsed_time(after) for before, after in zip(marks, marks[1:], strict=False))
+    return float(times[len(times) // 2])
+
+
+def kernels(lane: GenerateLane, streams: int) -> list[tuple[str, int, float]]:
+    """(kernel, launches, microseconds) of one captured step."""
+    graphs: Any = lane._stepper._graphs  # type: ignore[union-attr]
+    graph = graphs._graphs[next(size for size in graphs.buckets if size >= streams)]
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        graph.replay()
+        torch.cuda.synchronize()
+    found = [(event.key, event.count, event.self_device_time_total) for event in profile.key_averages()]
+    return sorted(found, key=lambda row: -row[2])[:14]
+
+
+def measure(runner: Runner) -> list[dict[str, Any]]:
+    facts, rows = runner.facts, []
+    for streams in STREAMS:
+        gc.collect()
+        torch.cuda.empty_cache()
+        before, start = torch.cuda.mem_get_info()[0], time.perf_counter()
+        lane = lane_of(runner, streams)
+        torch.cuda.synchronize()
+        ready = time.perf_counter() - start
+        taken = before - torch.cuda.mem_get_info()[0] - lane._cache.nbytes
+        if streams == STREAMS[0]:
+            print(f"capture {ready:.1f} s, {taken / 2**20:.0f} MiB beside the cache", flush=True)
+        first = serve(lane, facts, streams)
+        row = {"streams": streams, **serve(lane, facts, streams)}
+        row["first_request_ms"] = first["first_ms"]
+        row["graph_ms"] = replay_ms(lane, streams)
+        read = runner.weight_bytes + key_bytes(facts, streams * (PROMPT + MADE // 2))
+        row["limit_ms"] = read / MOVED * 1e3
+        row |= {"peer": PEERS.get(streams), "capture_s": ready, "capture_bytes": taken}
+        rows.append(row)
+        print(line(row), flush=True)
+        if streams in (1, 32, 128):
+            row["kernels"] = kernels(lane, streams)
+            for name, count, spent in row["kernels"]:
+                print(f"    {spent:8.0f} us {count:5} x {name[:90]}")
+        del lane
+    return rows
+
+
+def line(row: dict[str, Any]) -> str:
+    peer = f"{row['peer']:>7,}" if row["peer"] else "      -"
+    rates = f"{row['streams']:>4} {row['tok_s']:>8,.0f} {row['decode_tok_s']:>8,.0f} {peer}"
+    steps = f"{row['step_ms']:>7.2f} {row['graph_ms']:>7.2f} {row['limit_ms']:>7.2f}"
+    share = row["limit_ms"] / row["graph_ms"]
+    return f"{rates} {steps} {share:>5.0%} {row['first_ms']:>8.1f} {row['first_request_ms']:>8.1f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path)
+    out = parser.parse_args().out
+    with torch.inference_mode():
+        runner = random_runner()
+        print(
+            f"{torch.cuda.get_device_name()}, torch {torch.__version__}, weights {runner.weight_bytes / 2**30:.2f} GiB"
+        )
+        print("strm    tok/s   decode    peer step ms graph ms limit ms    % first ms  cold ms")
+        rows = measure(runner)
+    if out:
+        out.write_text(json.dumps({"gpu": torch.cuda.get_device_name(), "rows": rows}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

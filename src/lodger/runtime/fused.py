@@ -1,0 +1,87 @@
+"""The fast path on a GPU: `DenseDecoder`'s layers with everything between two products in one kernel.
+
+A layer is nine launches: norm, queries with keys and values, rotation and store, attention (and the merge of its
+parts), output, norm, gate and up, activation, down. Each norm adds to the residual stream first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from lodger.runtime.attention.base import AttentionPlan
+from lodger.runtime.attention.paged import DecodePlan, PagedPlan
+from lodger.runtime.context import current_plan
+from lodger.runtime.decoder import DenseDecoder, Layer, Norm
+from lodger.runtime.kernels.norm import rms_norm
+from lodger.runtime.kernels.rotary import rotate_and_store
+from lodger.runtime.kernels.swiglu import swiglu
+from lodger.runtime.layers import Placement
+from lodger.runtime.packed import PackedBatch
+
+
+class FusedDecoder(DenseDecoder):
+    """Computes what `DenseDecoder` computes."""
+
+    def __init__(self, model: Any, placement: Placement) -> None:
+        super().__init__(model, placement)
+        self._float32 = torch.empty(0, device=placement.device)  # what angles are computed in
+
+    def __call__(self, batch: PackedBatch) -> torch.Tensor:
+        residual = self.embed(batch.tokens)
+        cos, sin = (x[0] for x in self.rotary(self._float32, batch.positions[None]))  # [T, head_dim]
+        attend = _attention(self, current_plan(), cos, sin)
+        x = rms_norm(residual, self.layers[0].before_attention.weight, self.layers[0].before_attention.epsilon)
+        for layer, following in zip(self.layers, [*self.layers[1:], None], strict=True):
+            hidden = layer.out(attend(layer, layer.qkv(x)).flatten(1))
+            hidden = _feed_forward(layer, _add(residual, hidden, layer.before_mlp))
+            x = _add(residual, hidden, self.norm if following is None else following.before_attention)
+        return x
+
+
+def _add(residual: torch.Tensor, hidden: torch.Tensor, norm: Norm) -> torch.Tensor:
+    """residual += hidden, and its norm."""
+    return rms_norm(hidden, norm.weight, norm.epsilon, residual)
+
+
+def _feed_forward(layer: Layer, x: torch.Tensor) -> torch.Tensor:
+    """A function of its own, so that its gates are given back before the next layer's attention."""
+    return layer.down(swiglu(layer.gate_up(x)))
+
+
+def _attention(
+    decoder: DenseDecoder, plan: AttentionPlan, cos: torch.Tensor, sin: torch.Tensor
+) -> Callable[[Layer, torch.Tensor], torch.Tensor]:
+    """From a layer's queries, keys and values [T, (heads + 2 * kv_heads) * head_dim] to [T, heads, head_dim].
+
+    Keys and values go where the plan reads them: straight into the cache, or side by side for a plan that stores them
+    itself or has no cache.
+    """
+
+    def rotate(layer: Layer, qkv: torch.Tensor, cache: torch.Tensor, at: int, slots: torch.Tensor) -> torch.Tensor:
+        norms, epsilon = None, 0.0
+        if layer.query_norm and layer.key_norm:
+            norms, epsilon = (layer.query_norm.weight, layer.key_norm.weight), layer.query_norm.epsilon
+        return rotate_and_store(qkv, decoder.heads, cos, sin, norms, epsilon, cache, at, slots)
+
+    if isinstance(plan, DecodePlan | PagedPlan) and plan.only_cached:
+        stored = plan
+
+        def through_cache(layer: Layer, qkv: torch.Tensor) -> torch.Tensor:
+            query = rotate(layer, qkv, stored.cache, layer.number, stored.slots)
+            return stored.attend_stored(layer.number, query, decoder.scale, layer.window)
+
+        return through_cache
+
+    tokens = len(cos)
+    slots = torch.arange(tokens, device=cos.device)
+
+    def packed(layer: Layer, qkv: torch.Tensor) -> torch.Tensor:
+        keys_values = qkv.new_empty(1, 2, tokens, 1, decoder.kv_heads, decoder.head_dim)  # a cache in blocks of one
+        query = rotate(layer, qkv, keys_values, 0, slots)
+        key, value = keys_values[0, :, :, 0]
+        return plan.attend(layer.number, query, key, value, decoder.scale, layer.window)
+
+    return packed

@@ -1,0 +1,121 @@
+"""`Stepper`: the steps of one model's chats on its device. On a GPU they are launched and not waited for.
+
+The tokens that a step chooses stay on the device, where the next step finds them, so that it can be launched before
+the host knows them.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+from lodger.runtime import attention
+from lodger.runtime.decoder import DenseDecoder
+from lodger.runtime.kv import KVCache
+from lodger.runtime.packed import PackedBatch, pack_rows
+from lodger.runtime.runner import Runner
+from lodger.runtime.sampling import AT_ONCE, Sampler, choose
+from lodger.runtime.upload import upload
+from lodger.sched.step import GenerateStep, Row
+
+if TYPE_CHECKING:
+    from lodger.runtime.graphs import DecodeGraphs
+
+
+class Launched(NamedTuple):
+    """A step that the device computes now, or has computed."""
+
+    step: GenerateStep
+    chosen: torch.Tensor  # [rows with `sample`] int64 in RAM, once `done`
+    done: torch.cuda.Event | None
+
+    def tokens(self) -> list[int]:
+        """The next token of each row with `sample`. Waits for the device."""
+        if self.done is not None:
+            self.done.synchronize()
+        tokens: list[int] = self.chosen.tolist()
+        return tokens
+
+
+class Stepper:
+    """Holds the weights of `runner` only by a weak reference while it rests.
+
+    Args:
+        most: rows of one step.
+    """
+
+    def __init__(self, runner: Runner, cache: KVCache, most: int) -> None:
+        self._runner, self._resting = runner, weakref.ref(runner)
+        self._cache = cache
+        self.overlaps = runner.device.type == "cuda"
+        self._latest = torch.zeros(most, dtype=torch.int64, device=runner.device)  # what the last step chose
+        self._places: dict[int, int] = {}  # sequence -> where its token is in there
+        self._graphs = _graphs(runner, cache, self._latest)
+
+    def rest(self) -> None:
+        """Let go of the weights, and keep what was captured."""
+        del self._runner
+
+    def resume(self, runner: Runner) -> bool:
+        """Go on with the weights from before. False: they or the cache have moved, and a new stepper is needed."""
+        arenas = (runner.arena, self._cache.arena)
+        if self._resting() is not runner or not all(arena is not None and arena.addresses_kept for arena in arenas):
+            return False
+        self._runner = runner
+        return True
+
+    @torch.inference_mode()
+    def launch(self, step: GenerateStep, samplers: Sequence[Sampler]) -> Launched:
+        """Compute a step. PENDING tokens are those that the step launched last has chosen.
+
+        Args:
+            samplers: of each row with `sample`.
+        """
+        sampled = [n for n, row in enumerate(step.rows) if row.sample]
+        if self._graphs is not None and self._graphs.serves(step):
+            logits, best = self._graphs.run(step, self._places)
+            chosen = choose(logits, samplers, best)
+        else:
+            hidden = self._runner.ends(self._pack(step.rows), sampled, self._cache)
+            chosen = self._latest[: len(sampled)]
+            chosen.copy_(self._choose(hidden, samplers))
+        self._places = {step.rows[n].sequence: place for place, n in enumerate(sampled)}
+        if not self.overlaps:
+            return Launched(step, chosen, None)
+        found, done = chosen.to("cpu", non_blocking=True), torch.cuda.Event()  # type: ignore[no-untyped-call]
+        done.record()
+        return Launched(step, found, done)
+
+    def _choose(self, hidden: torch.Tensor, samplers: Sequence[Sampler]) -> torch.Tensor:
+        """The next token of each row of hidden states. A GPU has memory for the logits of some rows at a time."""
+        lm_head = self._runner.lm_head
+        assert lm_head is not None
+        count = AT_ONCE if self.overlaps else max(len(samplers), 1)
+        starts = range(0, len(samplers), count)
+        parts = [choose(lm_head(hidden[at : at + count]), samplers[at : at + count]) for at in starts]
+        return torch.cat(parts) if parts else self._latest[:0]
+
+    def _pack(self, rows: Sequence[Row]) -> PackedBatch:
+        batch = pack_rows(rows, self._cache.block_size, self._runner.device)
+        pending = [
+            (end - 1, self._places[row.sequence])
+            for row, end in zip(rows, batch.offsets[1:], strict=True)
+            if row.pending
+        ]
+        if pending:
+            at, places = upload(list(zip(*pending, strict=True)), torch.int64, self._runner.device)
+            batch.tokens[at] = self._latest[places]
+        return batch
+
+
+def _graphs(runner: Runner, cache: KVCache, latest: torch.Tensor) -> DecodeGraphs | None:
+    """Captured decode steps, where the model and the device allow them. Our kernels are imported only there."""
+    kernels = attention.runs_kernels(runner.device) and isinstance(runner.backbone, DenseDecoder)
+    if not kernels or runner.precision.compute == torch.float32:
+        return None
+    from lodger.runtime.graphs import DecodeGraphs
+
+    return DecodeGraphs(runner, cache, latest)
