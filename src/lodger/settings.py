@@ -1,12 +1,13 @@
 """The one reader of the environment: one table of options, with where each value came from.
 
-A value is taken from the command line, else from the environment, else from the default. Files are read elsewhere
-(`lodger.config`).
+A value is taken from the command line, else from the environment, else from a file that is read elsewhere
+(`lodger.config`), else it is the default.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,11 +23,21 @@ class Settings:
     api_key: str | None  # LODGER_API_KEY
 
 
-def read_settings(*, home: str | None = None, endpoint: str | None = None, api_key: str | None = None) -> Settings:
-    """Arguments win over the environment (`LODGER_HOME`, `LODGER_ENDPOINT`, `LODGER_API_KEY`)."""
-    chosen_home = home or os.environ.get("LODGER_HOME") or "~/.lodger"
+def read_settings(
+    *,
+    home: str | None = None,
+    endpoint: str | None = None,
+    api_key: str | None = None,
+    filed_home: Callable[[], Path | None] = lambda: None,
+) -> Settings:
+    """Arguments win over the environment (`LODGER_HOME`, `LODGER_ENDPOINT`, `LODGER_API_KEY`).
+
+    Args:
+        filed_home: what a file says of the home; asked only where nobody else does.
+    """
+    chosen_home = home or os.environ.get("LODGER_HOME") or filed_home() or "~/.lodger"
     return Settings(
-        home=Path(chosen_home).expanduser().absolute(),
+        home=Path(os.path.abspath(Path(chosen_home).expanduser())),  # not resolved: a linked home is called by its link
         endpoint=endpoint or os.environ.get("LODGER_ENDPOINT") or None,
         api_key=api_key or os.environ.get("LODGER_API_KEY") or None,
     )

@@ -65,7 +65,10 @@ def test_a_name_of_the_catalogue_and_an_id(lodger: Run, hub: HubServer, tmp_path
     assert checked.stdout == f"{models}/bge-m3  2 MiB  here already, every byte as it should be\n"
 
 
-def test_the_models_that_lodger_yaml_names(lodger: Run, hub: HubServer, tmp_path: Path) -> None:
+def test_the_models_that_lodger_yaml_names(
+    lodger: Run, hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("LODGER_HOME")
     hub.add("BAAI/bge-m3", FILES)
     (tmp_path / "lodger.yaml").write_text(
         "home: there\nmodels:\n  bge-m3:\n  again: {name: BAAI/bge-m3}\n  local: ./folder\n"

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 HomeDir = Annotated[
     str | None,
-    typer.Option("--home", metavar="DIR", help="Where Lodger keeps its things [LODGER_HOME, else ~/.lodger]."),
+    typer.Option("--home", metavar="DIR", help="Where Lodger keeps its things [LODGER_HOME, lodger.yaml, ~/.lodger]."),
 ]
 Endpoint = Annotated[
     str | None,
@@ -49,10 +49,11 @@ Reserve = Annotated[str | None, typer.Option("--reserve", metavar="SIZE", help="
 
 
 def home_of(home: str | None) -> Home:
+    from lodger.cli.wanted import home_here
     from lodger.paths import Home
     from lodger.settings import read_settings
 
-    return Home(read_settings(home=home).home)
+    return Home(read_settings(home=home, filed_home=home_here).home)
 
 
 def connect(endpoint: str | None, api_key: str | None, home: str | None = None) -> Client:
@@ -63,16 +64,16 @@ def connect(endpoint: str | None, api_key: str | None, home: str | None = None) 
     """
     from lodger.client import Client, running_server
     from lodger.errors import NotRunning
-    from lodger.paths import Home
     from lodger.settings import read_settings
 
     settings = read_settings(home=home, endpoint=endpoint, api_key=api_key)
     if settings.endpoint:
         return Client(settings.endpoint, api_key=settings.api_key)
-    record = running_server(Home(settings.home))
+    place = home_of(home)
+    record = running_server(place)
     if record is None:
         raise NotRunning(
-            f"No server runs for the home {settings.home}.",
+            f"No server runs for the home {place.root}.",
             hint="Start one with `lodger up`, or name a running one with --endpoint http://host:port.",
         )
     return Client(record.address, api_key=settings.api_key or record.api_key)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from lodger.catalogue.repository import HubName
-from lodger.config import Config, load_config
+from lodger.config import Config, home_in, load_config
 from lodger.errors import ConfigProblem
 from lodger.paths import Home
 from lodger.settings import read_settings
@@ -96,7 +96,8 @@ def wanted(flags: Flags, *, folders: Sequence[Path] = (), needs_models: bool = T
     if file is None and needs_models and not (flags.demo or folders):
         file = _default_file()
     config = load_config(file) if file else Config(models=())
-    settings = read_settings(home=flags.home or (str(config.home) if config.home else None), api_key=flags.api_key)
+    filed_home = (lambda: config.home) if file else home_here
+    settings = read_settings(home=flags.home, api_key=flags.api_key, filed_home=filed_home)
     home = Home(settings.home)
     named = (ModelSpec(uid=uid, path=str(folder)) for uid, folder in _by_name(folders).items())
     specs = (*config.models, *named, *(_demo(home) if flags.demo else ()))
@@ -113,6 +114,22 @@ def wanted(flags: Flags, *, folders: Sequence[Path] = (), needs_models: bool = T
         device=config.device,
         hub=flags.hub or config.hub,
     )
+
+
+def home_here() -> Path | None:
+    """The home that ./lodger.yaml names, so that all commands in this folder mean the same one.
+
+    A file that cannot be read is said and keeps nobody from stopping a server.
+    """
+    from lodger.cli.render import say
+
+    if not DEFAULT_FILE.exists():
+        return None
+    try:
+        return home_in(DEFAULT_FILE)
+    except ConfigProblem as problem:
+        say(f"{problem.message} Going on with the default home.")
+        return None
 
 
 def _default_file() -> Path:

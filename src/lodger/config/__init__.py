@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,6 +55,18 @@ def load_config(path: Path) -> Config:
     )
 
 
+def home_in(path: Path) -> Path | None:
+    """Only the home that the file names, whatever else may be wrong in it.
+
+    Raises:
+        ConfigProblem: it cannot be read.
+    """
+    from lodger.config.document import read_document
+
+    home = read_document(path).value.get("home")
+    return _within(path.expanduser().absolute().parent, home) if isinstance(home, str) and home else None
+
+
 def _spec(document: Document, folder: Path, uid: str, model: ModelOptions) -> ModelSpec:
     try:
         check_uid(uid)
@@ -64,4 +77,4 @@ def _spec(document: Document, folder: Path, uid: str, model: ModelOptions) -> Mo
 
 
 def _within(folder: Path, path: str) -> Path:
-    return folder / Path(path).expanduser()
+    return Path(os.path.abspath(folder / Path(path).expanduser()))
