@@ -9,7 +9,7 @@ from lodger.cli.wanted import DEFAULT_FILE, Flags, wanted
 
 
 def run(file: File = None, host: Host = None, port: Port = None, home: HomeDir = None, json: Json = False) -> None:
-    """Check this machine, and the models of lodger.yaml if there is one, before serving.
+    """Check this machine and lodger.yaml before serving.
 
     Exit code 1 when something that is asked for cannot work.
     """
