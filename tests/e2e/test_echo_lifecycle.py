@@ -156,7 +156,7 @@ def test_logs_follow_and_end_cleanly_on_ctrl_c(lodger: Installed) -> None:
         assert following.stdout is not None
         assert following.stdout.readline()
         lodger("terminate", "chat-local")
-        assert any("chat-local: ready -> stopping" in line for line in iter(following.stdout.readline, ""))
+        assert any("chat-local on cpu: ready -> stopping" in line for line in iter(following.stdout.readline, ""))
         following.send_signal(signal.SIGINT)
         _, errors = following.communicate(timeout=10)
     assert following.returncode == 130
