@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from lodger.engines.base import LoadedInfo
 from lodger.errors import ErrorInfo
+from lodger.service import State
 from lodger.supervisor import state
 from lodger.supervisor.backoff import Backoff
 from lodger.supervisor.state import (
@@ -23,6 +26,7 @@ from lodger.supervisor.state import (
     Woken,
     WorkerDied,
     step,
+    together,
 )
 
 INFO = LoadedInfo(dtype="float32", context_length=512, memory={}, load_seconds=0.1)
@@ -137,3 +141,12 @@ def test_the_wait_doubles_up_to_half_a_minute_and_a_healthy_minute_resets_it() -
     for _ in range(5000):
         backoff = backoff.after(uptime=0)
     assert backoff.seconds == 30
+
+
+def test_a_model_is_what_the_best_of_its_replicas_is() -> None:
+    best_first: tuple[State, ...] = ("stopping", "ready", "asleep", "loading", "restarting", "failed")
+    for better, worse in itertools.combinations(best_first, 2):
+        found = together([Life(state=worse, restarts=1), Life(state=better, restarts=1)])
+        assert (found.state, found.restarts) == (better, 2)
+    further = together([Life(progress=0.2), Life(progress=0.7)])
+    assert (further.state, further.progress) == ("loading", 0.7)

@@ -86,7 +86,7 @@ def _as_it_is(device: DeviceView, here: tuple[Candidate, ...], reserve: int | No
 
 
 def meant(candidate: Candidate, device: DeviceView) -> Candidate:
-    """`candidate` as asked for on `device`: a fraction of its memory in bytes; and on a CPU no wish for GPUs."""
+    """`candidate` as asked for on `device`: a fraction of its memory in bytes, and on a CPU a note for its wishes."""
     candidate = in_bytes(candidate, device)
     spec = candidate.spec
     if device.kind != "cpu" or (spec.replicas == 1 and not spec.gpu):
@@ -94,9 +94,7 @@ def meant(candidate: Candidate, device: DeviceView) -> Candidate:
     asked = ["gpu"] * bool(spec.gpu) + ["replicas"] * (spec.replicas > 1)
     verb = "has" if len(asked) == 1 else "have"
     note = f"{' and '.join(asked)} {verb} no effect: one copy on the CPU serves all requests, batched together."
-    return msgspec.structs.replace(
-        candidate, spec=msgspec.structs.replace(spec, gpu=(), replicas=1, notes=(*spec.notes, note))
-    )
+    return msgspec.structs.replace(candidate, spec=msgspec.structs.replace(spec, notes=(*spec.notes, note)))
 
 
 def likely(devices: Sequence[DeviceView], spec: ModelSpec) -> tuple[str, ...]:
