@@ -203,7 +203,7 @@ def test_models_answer_the_same_after_their_weights_were_parked(
     if device.type == "cpu":
         monkeypatch.setattr(loading, "for_weights", lambda device, size: MappedArena(FakeMemory(), 2 * size))
     model = serve.fresh(inspect_folder(tiny("qwen3")), blocks=64)
-    arena = model._lane._runner.arena
+    arena = model._lane._stepper._runner.arena
     before = answers(model, [task(prompt) for prompt in PROMPTS])
     model.sleep(keep=True)
     assert arena.nbytes == 0

@@ -80,6 +80,17 @@ def test_weights_that_were_let_go_are_really_gone(serve: Callable[..., Any], tin
     model.close()
 
 
+def test_a_closed_model_holds_nothing_though_somebody_holds_the_model(
+    serve: Callable[..., Any], tiny: Callable[..., Path]
+) -> None:
+    model = serve.fresh(inspect_folder(tiny("qwen3")), blocks=64)
+    runner, stepper = weakref.ref(model._lane._stepper._runner), weakref.ref(model._lane._stepper)
+    model.close()
+    gc.collect()
+    assert runner() is stepper() is None
+    assert not any(model.memory().values())
+
+
 def test_weights_stay_while_another_model_uses_them(serve: Callable[..., Any], tiny: Callable[..., Path]) -> None:
     folder = tiny("minilm", num_hidden_layers=1)
     embedding = serve.fresh(inspect_folder(folder))

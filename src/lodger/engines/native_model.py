@@ -102,8 +102,8 @@ class ServedModel:
 
     def close(self) -> None:
         """Give every byte back. Requests still running end with `Cancelled`."""
-        if not self._asleep:
-            self._serving.loop.remove(self._serving.uid)
+        self.sleep(keep=False)
+        self._served.forget()
         self._serving.release()
 
     def _wrong_kind(self, asked: str) -> WrongKind:

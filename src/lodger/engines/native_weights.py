@@ -46,9 +46,9 @@ class Weights:
 
     def leave(self, uid: str) -> bool:
         """`uid` is gone; whether it was the last."""
+        if self._users.get(uid):
+            self.sleep(uid, keep=False)
         self._users.pop(uid, None)
-        if not any(self._users.values()):
-            self._runner = None
         return not self._users
 
     def held(self, uid: str) -> dict[str, int]:

@@ -135,7 +135,7 @@ class MappedArena:
             self._bytes[: self._used].zero_()
             return
         self._kept.restore(self._bytes[: self._used])
-        self._kept.free()
+        self._kept.free_soon()
         self._kept = None
 
 

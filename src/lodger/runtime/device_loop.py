@@ -46,6 +46,10 @@ class ModelLane(Protocol):
         """After `close`: let go of the runner; whatever is asked for now ends with `Cancelled`."""
         ...
 
+    def forget(self) -> None:
+        """After `sleep`: it will not wake."""
+        ...
+
     def wake(self, runner: Runner) -> None:
         """Go on with this runner; nothing is left of what was before."""
         ...

@@ -51,6 +51,9 @@ class EncodeLane:
         """After `close`: forget the runner."""
         self._runner = None
 
+    def forget(self) -> None:
+        """Nothing is left after `sleep`."""
+
     def wake(self, runner: Runner) -> None:
         self._runner = runner
 

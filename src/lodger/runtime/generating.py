@@ -64,6 +64,10 @@ class GenerateLane:
         self._stepper.rest()
         self._resting, self._stepper = self._stepper, None
 
+    def forget(self) -> None:
+        """After `sleep`: what was captured goes too."""
+        self._resting = None
+
     def wake(self, runner: Runner) -> None:
         self._max_running = MAX_RUNNING[runner.device.type]
         resting, self._resting = self._resting, None

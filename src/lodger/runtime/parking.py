@@ -6,6 +6,7 @@ import logging
 import mmap
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import Thread
 from typing import Any
 
 import torch
@@ -44,6 +45,10 @@ class Parked:
         for chunk in self._chunks:
             chunk.free()
         self._chunks.clear()
+
+    def free_soon(self) -> None:
+        """In a thread of its own: letting go of page-locked RAM takes as long as copying it."""
+        Thread(target=self.free, name="parked").start()
 
 
 def _sizes(size: int) -> list[int]:
