@@ -104,7 +104,11 @@ def test_what_is_no_id_is_not_taken_for_one(text: str) -> None:
         ("bge-rerank", "bge-reranker-base", "`lodger pull BAAI/bge-reranker-base`"),
         ("bgem3", "bge-m3", "`lodger pull BAAI/bge-m3`"),
         ("e5", "multilingual-e5-small", "`lodger pull AI-ModelScope/multilingual-e5-small`"),
-        ("Qwen3-Reranker", "Qwen3-Reranker-0.6B", "`lodger pull Qwen/Qwen3-Reranker-"),
+        ("Qwen3-Reranker", "Qwen3-Reranker-0.6B", "`lodger pull Qwen/Qwen3-Reranker-0.6B`"),
+        ("qwen3-embeding", "Qwen3-Embedding-0.6B", "`lodger pull Qwen/Qwen3-Embedding-0.6B`"),
+        ("qwen3-embeding-8b", "Qwen3-Embedding-8B", "`lodger pull Qwen/Qwen3-Embedding-8B`"),
+        ("qwen2.5-instuct", "Qwen2.5-0.5B-Instruct", "`lodger pull Qwen/Qwen2.5-0.5B-Instruct`"),
+        ("smollm2-instruct-x", "SmolLM2-135M-Instruct", "`lodger pull HuggingFaceTB/SmolLM2-135M-Instruct`"),
     ],
 )
 def test_an_unknown_name_names_the_near_ones_and_the_line_to_use(name: str, near: str, line: str) -> None:
@@ -121,7 +125,7 @@ def test_a_name_without_neighbours_says_what_works(name: str) -> None:
         repository(name)
     assert "Did you mean" not in caught.value.text
     assert "org/name" in caught.value.text
-    assert "--model-path" in caught.value.text
+    assert "any folder by its path" in caught.value.text
 
 
 def test_an_error_does_not_repeat_a_whole_book() -> None:

@@ -19,6 +19,7 @@ _PAGE = re.compile(
 )
 _PART = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]|\.(?!\.)){0,95}"
 _ID = re.compile(f"{_PART}/{_PART}")
+_SIZE = re.compile(r"-[0-9.]+[bm](?![a-z0-9])")  # "-0.6b" of a key
 _NOT_MODELS = ("datasets/", "spaces/")  # the pages of Hugging Face that have the same shape
 
 
@@ -79,14 +80,18 @@ def unknown(name: str) -> UnknownName:
     meant = f"Did you mean {', '.join(near)}? {_lines(near[:1])} fetches {near[0]}. " if near else ""
     return UnknownName(
         f"No model is known as {name[:100]!r}.",
-        hint=f"{meant}Any model of a hub works by its id (org/name), any folder with --model-path.",
+        hint=f"{meant}Any model of a hub works by its id (org/name), any folder by its path.",
         param="model_name",
     )
 
 
 def _near(wanted: str) -> list[str]:
-    """At most three of our names: those spelt like `wanted` or like Xinference's name, then those that hold it."""
-    known = {key(one): entry.name for entry in builtin().models for one in (entry.xinference or entry.name, entry.name)}
+    """At most three of our names: those spelt like `wanted` or like Xinference's name, then those that hold it. Where
+    `wanted` has no size, names are compared without theirs, and the smallest of a family stands for it."""
+    known: dict[str, str] = {}
+    for entry in builtin().models:  # the smallest of a family is the first
+        for one in (entry.xinference or entry.name, entry.name):
+            known.setdefault(key(one) if _SIZE.search(wanted) else _SIZE.sub("", key(one)), entry.name)
     near = [known[one] for one in difflib.get_close_matches(wanted, known, n=3, cutoff=0.5)]
     holding = [name for one, name in known.items() if len(wanted) > 1 and wanted in one]
     return list(dict.fromkeys(near + holding))[:3]
