@@ -98,6 +98,15 @@ def test_any_yes_no_reranker_gets_the_official_template_but_keeps_its_own(put: P
     assert complete(replace(facts, rerank_template=own), None).rerank_template == own
 
 
+def test_the_default_prompt_of_a_yes_no_reranker_is_its_instruction(put: Put) -> None:
+    folder = put("qwen3", "my-tuned-reranker")
+    config = folder / "config_sentence_transformers.json"
+    config.write_text(json.dumps({"prompts": {"query": "Is it funny?", "web": "Is it true?"}}))
+    assert of_path(folder, kind="rerank").rerank_template == OFFICIAL  # none of them is the default
+    config.write_text(json.dumps({"prompts": {"query": "Is it funny?"}, "default_prompt_name": "query"}))
+    assert of_path(folder, kind="rerank").rerank_template == replace(OFFICIAL, instruction="Is it funny?")
+
+
 def test_other_models_get_no_template(put: Put) -> None:
     assert of_path(put("bge-reranker", "bge-reranker-v2-m3")).rerank_template is None
     assert of_path(put("minilm", "all-MiniLM-L6-v2"), kind="rerank").rerank_template is None

@@ -32,13 +32,16 @@ def identify(spec: ModelSpec, models_dir: Path) -> tuple[ModelSpec, ModelFacts]:
 
 
 def complete(facts: ModelFacts, entry: Entry | None) -> ModelFacts:
-    """Facts with the prompts of `entry` where the folder says none, and with a template for a "yes-no" reranker."""
+    """Facts with the prompts of `entry` where the folder says none, and with a template for a "yes-no" reranker, whose
+    instruction is the folder's default prompt if it has one."""
     known = builtin()
     if entry and entry.prompts and facts.pooling and not any(facts.prompts.values()):
         facts = msgspec.structs.replace(facts, prompts=known.prompts[entry.prompts])
     if facts.rerank_method == "yes-no" and facts.rerank_template is None:
         template = (entry.rerank_template if entry else None) or OFFICIAL_TEMPLATE
-        facts = msgspec.structs.replace(facts, rerank_template=known.rerank_templates[template])
+        official = known.rerank_templates[template]
+        said = facts.prompts.get(facts.default_prompt or "") or official.instruction
+        facts = msgspec.structs.replace(facts, rerank_template=msgspec.structs.replace(official, instruction=said))
     return facts
 
 
