@@ -50,9 +50,9 @@ def both_ready(service: LocalService, uid: str = "chat") -> bool:
     return list(states(service, uid).values()) == ["ready", "ready"]
 
 
-def visible_to(pid: int) -> str | None:
+def told(pid: int, variable: str) -> str | None:
     pairs = (entry.partition("=") for entry in Path(f"/proc/{pid}/environ").read_text().split("\0"))
-    return {name: value for name, _, value in pairs}.get("CUDA_VISIBLE_DEVICES")
+    return {name: value for name, _, value in pairs}.get(variable)
 
 
 @pytest.mark.parametrize(("ours", "theirs"), [(None, ["0", "1"]), ("5,3", ["5", "3"])])
@@ -67,7 +67,9 @@ def test_each_worker_sees_its_own_card_and_no_other(
         async with serving(tmp_path, placement=Cards()) as service:
             await service.launch(spec("chat", replicas=2))
             await until(lambda: both_ready(service))
-            assert [visible_to(pid_of(service, device)) for device in ("cuda:0", "cuda:1")] == theirs
+            workers = [pid_of(service, device) for device in ("cuda:0", "cuda:1")]
+            assert [told(pid, "CUDA_VISIBLE_DEVICES") for pid in workers] == theirs
+            assert {Path(told(pid, "TRITON_CACHE_DIR") or "").parent.name for pid in workers} == {"cache"}
 
     run(main())
 

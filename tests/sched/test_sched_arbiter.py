@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lodger.sched.arbiter import PATIENCE, Arbiter, Claim, micro_step_tokens
+from lodger.sched.arbiter import PATIENCE, Arbiter, Claim, micro_step_tokens, prefill_tokens
 from lodger.sched.step import Lane
 
 BULK = Claim("m3", "embed", 500, False)
@@ -85,3 +85,10 @@ def test_beside_decoding_chats_a_micro_step_is_small_and_never_over_the_step() -
     assert micro_step_tokens(True, 8192) == 1024
     for step_tokens in (1, 16, 64, 100, 2048):
         assert 1 <= micro_step_tokens(True, step_tokens) <= step_tokens
+
+
+def test_the_more_chats_wait_for_a_first_token_the_larger_are_the_chunks_of_their_prompts() -> None:
+    assert prefill_tokens(256, 2048, waiting=9, decoding=0) == 256, "nobody of this model waits for a next token"
+    assert prefill_tokens(256, 2048, waiting=1, decoding=8) == 256
+    assert prefill_tokens(256, 2048, waiting=8, decoding=8) == 1024
+    assert prefill_tokens(256, 2048, waiting=120, decoding=8) == 1920

@@ -31,11 +31,11 @@ class ModelLane(Protocol):
     def decode(self) -> None: ...
 
     def claims(self, budget: int) -> Iterable[Claim]:
-        """What could run next, cut to `budget` tokens."""
+        """What could run next, cut to `budget` tokens, or to more where a model's own chats pay for it."""
         ...
 
     def micro_step(self, lane: Lane, budget: int) -> None:
-        """Run what was claimed, at most `budget` tokens of it."""
+        """Run what was claimed with this `budget`."""
         ...
 
     def close(self) -> None:

@@ -12,7 +12,7 @@ from lodger.runtime.recovery import run_or_split
 from lodger.runtime.runner import Runner
 from lodger.runtime.sampling import Sampler
 from lodger.runtime.stepper import Launched, Stepper
-from lodger.sched.arbiter import Claim
+from lodger.sched.arbiter import Claim, prefill_tokens
 from lodger.sched.blocks import BlockPool
 from lodger.sched.generate import GenerateScheduler
 from lodger.sched.sequence import Sequence
@@ -71,8 +71,12 @@ class GenerateLane:
     def wake(self, runner: Runner) -> None:
         self._max_running = MAX_RUNNING[runner.device.type]
         resting, self._resting = self._resting, None
-        again = resting if resting is not None and resting.resume(runner) else None
-        self._stepper = again or Stepper(runner, self._cache, self._max_running)
+        if resting is not None and resting.resume(runner):
+            self._stepper = resting
+        else:
+            self._stepper = Stepper(runner, self._cache, self._max_running)
+            if runner.device.type == "cuda":
+                self._stepper.warm_up(self.step_tokens)
         pool = BlockPool(self._cache.blocks, self._cache.block_size)
         self._scheduler = GenerateScheduler(pool, max_running=self._max_running)
 
@@ -103,18 +107,25 @@ class GenerateLane:
 
     def claims(self, budget: int) -> Iterable[Claim]:
         if self._scheduler.has_prefill():
-            tokens = min(self._scheduler.prefill_tokens, self.step_tokens, budget)
+            tokens = min(self._scheduler.prefill_tokens, self._chunk(budget))
             yield Claim(self.name, "prefill", tokens, urgent=False)
 
     def micro_step(self, lane: Lane, budget: int) -> None:
-        self._run(self._scheduler.next_prefill(min(budget, self.step_tokens)))
+        self._run(self._scheduler.next_prefill(self._chunk(budget)))
+
+    def _chunk(self, budget: int) -> int:
+        """Most tokens of the next prefill step."""
+        decoding = self._scheduler.decoding
+        waiting = self._scheduler.waiting + self._scheduler.running - decoding
+        return min(prefill_tokens(budget, self.step_tokens, waiting, decoding), self.step_tokens)
 
     def _run(self, step: GenerateStep | None) -> None:
         if step is not None:
             run_or_split(step, self._compute, _halves, self._fail)
 
     def _compute(self, step: GenerateStep) -> None:
-        step = step._replace(rows=tuple(row for row in step.rows if row.sequence in self._generations))
+        if not all(row.sequence in self._generations for row in step.rows):
+            step = step._replace(rows=tuple(row for row in step.rows if row.sequence in self._generations))
         if not step.rows:
             return
         assert self._stepper is not None

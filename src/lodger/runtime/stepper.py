@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -17,7 +18,7 @@ from lodger.runtime.decoder import DenseDecoder
 from lodger.runtime.kv import KVCache
 from lodger.runtime.packed import PackedBatch, pack_rows
 from lodger.runtime.runner import Runner
-from lodger.runtime.sampling import AT_ONCE, Sampler, choose
+from lodger.runtime.sampling import AT_ONCE, Rules, Sampler, choose
 from lodger.runtime.upload import upload
 from lodger.sched.step import GenerateStep, Row
 
@@ -50,10 +51,32 @@ class Stepper:
     def __init__(self, runner: Runner, cache: KVCache, most: int) -> None:
         self._runner, self._resting = runner, weakref.ref(runner)
         self._cache = cache
-        self.overlaps = runner.device.type == "cuda"
+        self._on_gpu = runner.device.type == "cuda"
+        self.overlaps = self._on_gpu  # the next step is launched before the tokens of one are known
         self._latest = torch.zeros(most, dtype=torch.int64, device=runner.device)  # what the last step chose
         self._places: dict[int, int] = {}  # sequence -> where its token is in there
         self._graphs = _graphs(runner, cache, self._latest)
+
+    @torch.inference_mode()
+    def warm_up(self, step_tokens: int) -> None:
+        """Steps of nobody's text into blocks that nobody has yet: what the first requests need is built and loaded.
+
+        A full prefill, the rest of a prompt beside a new one, and a choice by probabilities. Where memory is short they
+        are left to the first requests, which are computed in parts then.
+        """
+        size, room = self._cache.block_size, self._cache.blocks * self._cache.block_size // 2
+        whole = max(min(step_tokens, room), 1)
+        first = tuple(range(-(-whole // size)))
+        second = tuple(range(len(first), self._cache.blocks))
+        after = min(whole, len(second) * size) // 2
+        steps = [[Row(-1, (0,) * whole, 0, first, True)]]
+        if after:
+            rest = Row(-1, (0,) * after, whole - after, first, True)
+            steps.append([rest, Row(-2, (0,) * after, 0, second[: -(-after // size)], True)])
+        drawn = Sampler(Rules(top_k=20, top_p=0.9), 0, (0,), self._runner.facts.vocab_size, self._runner.device)
+        with suppress(torch.OutOfMemoryError):
+            for rows in steps:
+                self.launch(GenerateStep("prefill", tuple(rows)), [drawn] * len(rows)).tokens()
 
     def rest(self) -> None:
         """Let go of the weights, and keep what was captured."""
@@ -83,8 +106,8 @@ class Stepper:
             chosen = self._latest[: len(sampled)]
             chosen.copy_(self._choose(hidden, samplers))
         self._places = {step.rows[n].sequence: place for place, n in enumerate(sampled)}
-        if not self.overlaps:
-            return Launched(step, chosen, None)
+        if not self._on_gpu:
+            return Launched(step, chosen.clone(), None)
         found, done = chosen.to("cpu", non_blocking=True), torch.cuda.Event()  # type: ignore[no-untyped-call]
         done.record()
         return Launched(step, found, done)
@@ -93,7 +116,7 @@ class Stepper:
         """The next token of each row of hidden states. A GPU has memory for the logits of some rows at a time."""
         lm_head = self._runner.lm_head
         assert lm_head is not None
-        count = AT_ONCE if self.overlaps else max(len(samplers), 1)
+        count = AT_ONCE if self._on_gpu else max(len(samplers), 1)
         starts = range(0, len(samplers), count)
         parts = [choose(lm_head(hidden[at : at + count]), samplers[at : at + count]) for at in starts]
         return torch.cat(parts) if parts else self._latest[:0]

@@ -80,5 +80,16 @@ def micro_step_tokens(decoding: bool, step_tokens: int) -> int:
     return min(step_tokens, max(SMALLEST_STEP, step_tokens // DECODING_SHARE))
 
 
+def prefill_tokens(budget: int, step_tokens: int, waiting: int, decoding: int) -> int:
+    """Most tokens of a chunk of prompts beside decoding chats of the same model.
+
+    `budget` while few wait. The more chats wait for their first token than for their next one, the more of a full step
+    is theirs: many at once are not let in one by one while a few go on at full speed.
+    """
+    if not decoding:
+        return budget
+    return max(budget, step_tokens * waiting // (waiting + decoding))
+
+
 def _key(claim: Claim) -> tuple[str, Lane]:
     return claim.model, claim.lane

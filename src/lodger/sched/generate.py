@@ -15,20 +15,14 @@ from bisect import insort
 from collections import deque
 from collections.abc import Mapping
 from itertools import islice
-from typing import NamedTuple
 
 from lodger.errors import InternalError
 from lodger.sched.blocks import BlockPool
 from lodger.sched.sequence import Sequence
 from lodger.sched.step import PENDING, GenerateStep, Row
 
-
-class _Taken(NamedTuple):
-    """A row whose sequence has gone on with it."""
-
-    row: Row
-    sequence: Sequence
-    preemptions: int  # then; after another one the sequence's blocks are not the row's
+# A row whose sequence went on with it, and the sequence's preemptions then: after another its blocks are not the row's.
+_Taken = tuple[Row, Sequence, int]
 
 
 class GenerateScheduler:
@@ -44,7 +38,8 @@ class GenerateScheduler:
         self._waiting: list[Sequence] = []  # by arrival
         self._running: dict[int, Sequence] = {}
         self._digests: dict[int, list[bytes]] = {}  # of those waiting, so that each prompt is hashed once
-        self._promised: dict[bytes, int] = {}  # blocks that a running sequence computes or has computed -> its id
+        self._promised: set[bytes] = set()  # blocks that a running sequence computes or has computed
+        self._promises: dict[int, list[bytes]] = {}  # the same by sequence
         self._unsettled: deque[tuple[GenerateStep, list[_Taken]]] = deque()
         self._arrivals = 0
         self._last_decoded = 0  # arrival of the last row, where one step cannot hold everybody
@@ -62,6 +57,11 @@ class GenerateScheduler:
         """Tokens that prefills in work and in the queue still have to compute, prefix hits not yet subtracted."""
         started = sum(len(s.tokens) - s.computed for s in self._running.values() if s.prefilling)
         return started + sum(len(s.tokens) for s in self._waiting)
+
+    @property
+    def decoding(self) -> int:
+        """Sequences that are past their prompt."""
+        return sum(not s.prefilling for s in self._running.values())
 
     def has_prefill(self) -> bool:
         """`next_prefill` would give a step."""
@@ -148,7 +148,7 @@ class GenerateScheduler:
                 sequence.computed = row.end
                 if row.sample:
                     sequence.tokens.append(PENDING)
-                taken.append(_Taken(row, sequence, sequence.preemptions))
+                taken.append((row, sequence, sequence.preemptions))
         self._unsettled.append((step, taken))
 
     def settle(self, step: GenerateStep, sampled: Mapping[int, int]) -> None:
@@ -160,11 +160,14 @@ class GenerateScheduler:
         oldest, taken = self._unsettled.popleft()
         if oldest is not step:
             raise InternalError("steps were settled in another order than they were launched in.")
+        size = self._pool.block_size
         for row, sequence, preemptions in taken:
+            end = row.end
             if row.sample:
-                sequence.tokens[row.end] = sampled[row.sequence]
-            if self._running.get(row.sequence) is sequence and sequence.preemptions == preemptions:
-                self._pool.publish(sequence.tokens, sequence.blocks, row.start, row.end)
+                sequence.tokens[end] = sampled[row.sequence]
+            same = self._running.get(row.sequence) is sequence and sequence.preemptions == preemptions
+            if same and row.start // size < end // size:  # a block became full
+                self._pool.publish(sequence.tokens, sequence.blocks, row.start, end)
 
     def _queue(self, sequence: Sequence) -> None:
         insort(self._waiting, sequence, key=_arrival)
@@ -203,13 +206,14 @@ class GenerateScheduler:
         if not sequence.preemptions:
             sequence.cached_tokens = sequence.computed
         self._running[sequence.id] = sequence
-        for digest in self._digests.pop(sequence.id)[len(cached) :]:
-            self._promised.setdefault(digest, sequence.id)
+        promises = [d for d in self._digests.pop(sequence.id)[len(cached) :] if d not in self._promised]
+        self._promised.update(promises)
+        self._promises[sequence.id] = promises
 
     def _row(self, sequence: Sequence, most: int) -> Row:
         start, known = sequence.computed, len(sequence.tokens)
         end = min(start + most, known)
-        blocks = tuple(sequence.blocks[: self._pool.blocks_for(end)])
+        blocks = tuple(sequence.blocks) if end == known else tuple(sequence.blocks[: self._pool.blocks_for(end)])
         return Row(sequence.id, tuple(sequence.tokens[start:end]), start, blocks, end == known)
 
     def _make_room(self, sequence: Sequence) -> bool:
@@ -230,7 +234,7 @@ class GenerateScheduler:
 
     def _leave(self, sequence: Sequence) -> None:
         del self._running[sequence.id]
-        self._promised = {digest: owner for digest, owner in self._promised.items() if owner != sequence.id}
+        self._promised.difference_update(self._promises.pop(sequence.id))
         self._pool.release(sequence.blocks)
         sequence.blocks = []
         sequence.computed = 0

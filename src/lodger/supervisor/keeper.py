@@ -47,15 +47,19 @@ class Keeper:
     Args:
         engine: which engine the worker runs, as `lodger.engines.open_engine` takes it.
         log_file: what the worker prints.
+        cache: folder of what it builds and can use again.
         silence: seconds without any sign of a worker that has work to do, after which it counts as hung.
     """
 
-    def __init__(self, device: str, engine: str, log_file: Path, hooks: Hooks, *, silence: float = 20.0) -> None:
+    def __init__(
+        self, device: str, engine: str, log_file: Path, cache: Path, hooks: Hooks, *, silence: float = 20.0
+    ) -> None:
         self.device = device
         self.log_file = log_file
         self.log_start = 0  # where in the log this worker's lines begin
         self.restarts = 0
         self._engine = engine
+        self._cache = cache
         self._hooks = hooks
         self._silence = silence
         self._wanted = asyncio.Event()
@@ -143,7 +147,7 @@ class Keeper:
         self.log_start = log.size(self.log_file)
         fd = theirs.fileno()
         args = ["--fd", str(fd), "--device", as_seen(self.device), "--engine", self._engine]
-        seen = environment(self.device)
+        seen = environment(self.device, self._cache)
         child = await Child.spawn("lodger.worker", args, log=self.log_file, pass_fds=(fd,), environment=seen)
         _log.info("started the worker of %s, pid %d", self.device, child.identity.pid)
         return child

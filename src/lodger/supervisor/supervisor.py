@@ -166,7 +166,7 @@ class Supervisor:
                 up=lambda remote: self.on_up(slot, remote),
                 down=lambda error, up: self.on_down(slot, error, up),
             )
-            slot = Slot(Keeper(device, engine, log_file, hooks, silence=self._silence))
+            slot = Slot(Keeper(device, engine, log_file, self._home.cache, hooks, silence=self._silence))
             self._slots[device, engine] = slot
         return self._slots[device, engine]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from lodger.settings import visible_gpus
 
 
@@ -10,10 +12,12 @@ def as_seen(device: str) -> str:
     return "cuda:0" if device.startswith("cuda:") else device
 
 
-def environment(device: str) -> dict[str, str]:
-    """CUDA_VISIBLE_DEVICES of a GPU's worker: the entry of ours that the device's number stands for."""
+def environment(device: str, cache: Path) -> dict[str, str]:
+    """What a GPU's worker is told: CUDA_VISIBLE_DEVICES, the entry of ours that the device's number stands for; and the
+    folder below `cache` where Triton finds the kernels that it has built once."""
     kind, _, number = device.partition(":")
     if kind != "cuda":
         return {}
     entries = visible_gpus()
-    return {"CUDA_VISIBLE_DEVICES": number if entries is None else entries[int(number)]}
+    seen = number if entries is None else entries[int(number)]
+    return {"CUDA_VISIBLE_DEVICES": seen, "TRITON_CACHE_DIR": str(cache / "triton")}
