@@ -9,7 +9,7 @@ import pytest
 from fake_hub import BGE, CHOSEN, COMMIT, FILES, World, contents
 
 from lodger.catalogue.repository import Repository
-from lodger.errors import DamagedDownload, SetupProblem
+from lodger.errors import DamagedDownload, ModelProblem, SetupProblem
 from lodger.hub.job import Moved
 from lodger.hub.manifest import folder_is_here, read_manifest
 
@@ -50,6 +50,20 @@ def test_a_linked_folder_is_adopted_where_it_is(world: World, tmp_path: Path) ->
     assert world.folder.is_symlink()
     assert contents(tmp_path / "elsewhere" / "x") == CHOSEN
     assert (tmp_path / "elsewhere" / ".x.lock").exists()  # and parts come on the disk that the folder is on
+
+
+def test_a_link_that_no_model_is_loaded_through_is_not_here_already(world: World, tmp_path: Path) -> None:
+    world.fetch()
+    (world.folder / "config.json").rename(tmp_path / "config.json")
+    (world.folder / "config.json").symlink_to(tmp_path / "config.json")
+    with pytest.raises(ModelProblem, match=r"config\.json is a link that leads out"):
+        folder_is_here(world.folder, BGE)
+    (world.folder / ".lodger.json").unlink()
+    with pytest.raises(ModelProblem, match=r"config\.json is a link that leads out"):
+        world.fetch()
+    (tmp_path / "config.json").unlink()
+    assert world.fetch().fetched_files == 1  # a link to nothing is a file that is missing
+    assert contents(world.folder) == CHOSEN
 
 
 def test_verify_looks_at_every_byte_without_asking_anyone(world: World) -> None:

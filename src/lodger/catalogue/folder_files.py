@@ -21,9 +21,7 @@ def open_file(folder: Path, name: str, error: type[ModelProblem] = ModelProblem)
         error: it cannot be read, is no regular file, or is a link that leads out of the folder or to nothing.
     """
     shown = name[:100]
-    target = os.path.realpath(folder / name)
-    if not _belongs(os.path.realpath(folder), target):
-        raise error(f"{shown} is a link that leads out of the model's folder.", hint="Put the file itself there.")
+    target = inside(folder, name, error)
     try:
         # Without O_NONBLOCK a named pipe would wait for its writer; for a regular file it means nothing.
         opened = os.open(target, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -39,6 +37,18 @@ def open_file(folder: Path, name: str, error: type[ModelProblem] = ModelProblem)
         what = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
         raise error(f"{shown} cannot be read: it is {what}, not a file.")
     return os.fdopen(opened, "rb")
+
+
+def inside(folder: Path, name: str, error: type[ModelProblem] = ModelProblem) -> str:
+    """Where the file `name` of `folder` really is.
+
+    Raises:
+        error: it is a link that leads out of the folder.
+    """
+    target = os.path.realpath(folder / name)
+    if not _belongs(os.path.realpath(folder), target):
+        raise error(f"{name[:100]} is a link that leads out of the model's folder.", hint="Put the file itself there.")
+    return target
 
 
 def _belongs(folder: str, target: str) -> bool:

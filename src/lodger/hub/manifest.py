@@ -14,6 +14,7 @@ from pathlib import Path
 
 import msgspec
 
+from lodger.catalogue.folder_files import inside
 from lodger.catalogue.repository import HubName, Repository
 from lodger.errors import SetupProblem
 from lodger.hub.base import RemoteFile
@@ -63,7 +64,11 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         return tuple(RemoteFile(path, file.size, file.sha256, file.git_sha1) for path, file in self.files.items())
 
     def untouched(self, folder: Path) -> bool:
-        return all(record.untouched(folder / path) for path, record in self.files.items())
+        """
+        Raises:
+            ModelProblem: a file is a link that leads out of the folder, which no model is loaded through.
+        """
+        return all(record.untouched(folder / path) and inside(folder, path) for path, record in self.files.items())
 
     def is_at(self, revision: str | None) -> bool:
         """Whether this is what `revision` means, for sure: a branch or a tag may have moved on."""

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 
+from lodger.catalogue.folder_files import inside
 from lodger.hub.base import RemoteFile
 from lodger.hub.manifest import FileRecord, regular
 
@@ -42,6 +43,9 @@ def good_files(
 
     Args:
         start: told all bytes that will be read, if any; what it returns is told those read since its last call.
+
+    Raises:
+        ModelProblem: one of them is a link that leads out of `root`.
     """
     found: dict[str, FileRecord] = {}
     doubtful: list[RemoteFile] = []
@@ -49,6 +53,7 @@ def good_files(
         status, record = regular(root / file.path), known.get(file.path)
         if status is None or status.st_size != file.size:
             continue
+        inside(root, file.path)
         if record is not None and record.holds(file) and record.untouched(root / file.path):
             found[file.path] = record
         else:
