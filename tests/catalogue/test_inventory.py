@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from lodger.catalogue.builtin import builtin
-from lodger.catalogue.folders import model_folders
+from lodger.catalogue.folders import model_folders, modelscope_origin
 from lodger.catalogue.inventory import KnownModel, inventory
 
 Tiny = Callable[..., Path]
@@ -92,3 +97,27 @@ def test_folders_that_tools_keep_for_themselves_are_no_models(tmp_path: Path) ->
         ("half", False),
         ("linked", False),
     ]
+
+
+class Harmful:
+    def __reduce__(self) -> tuple[object, ...]:
+        return (pytest.fail, ("a pickle was run",))
+
+
+def test_what_modelscopes_tool_noted_is_read_without_running_its_pickle(tmp_path: Path) -> None:
+    note = tmp_path / ".mdl"
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        note.write_bytes(pickle.dumps({"id": "BAAI/bge-m3"}, protocol))
+        assert modelscope_origin(tmp_path) == "BAAI/bge-m3"
+    for value in ({"id": "unknown"}, {"id": Harmful()}, Harmful(), ["id", "a/b", "c"], {}, b"id"):
+        note.write_bytes(pickle.dumps(value))
+        assert modelscope_origin(tmp_path) is None
+    note.unlink()
+    assert modelscope_origin(tmp_path) is None
+
+
+@given(data=st.binary(max_size=64))
+def test_any_bytes_in_its_place_are_a_note_or_none(data: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.getbasetemp()
+    (folder / ".mdl").write_bytes(pickle.dumps({"id": "a/b"}, 4)[: len(data)] + data)
+    assert "/" in (modelscope_origin(folder) or "/")

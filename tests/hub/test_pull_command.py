@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import pty
 import re
 import subprocess
@@ -104,6 +105,17 @@ def test_a_path_is_mended_where_it_is(lodger: Run, hub: HubServer, tmp_path: Pat
     assert done.stdout.startswith(f"{folder}  2 MiB  1 file (522 B) came from ModelScope"), done.stderr
     assert (folder / "config.json").read_bytes() == FILES["config.json"]
     assert not (tmp_path / "home" / "models").exists()
+
+
+def test_a_folder_of_any_name_is_what_modelscopes_own_tool_noted(lodger: Run, hub: HubServer, tmp_path: Path) -> None:
+    hub.add("BAAI/bge-m3", FILES)
+    folder = tmp_path / "my-model"
+    write(folder, FILES)
+    done = lodger("./my-model")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[0] == f"Error: Nothing tells which model the folder '{folder}' is."
+    write(folder, {".mdl": pickle.dumps({"id": "BAAI/bge-m3"})})
+    assert lodger("./my-model").stdout == f"{folder}  2 MiB  here already\n"
 
 
 def write(folder: Path, files: Mapping[str, bytes]) -> None:

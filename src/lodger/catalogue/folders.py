@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pickletools
 from pathlib import Path
 from typing import NamedTuple
 
 from lodger.catalogue.config_files import is_text, read_fields
+from lodger.catalogue.folder_files import open_file
 from lodger.errors import ModelProblem
 
 MANIFEST = ".lodger.json"  # what `lodger.hub.manifest` writes into a folder that it filled
+_MODELSCOPE = ".mdl"  # what modelscope's snapshot_download writes: a pickle of {"id": "org/name"}
 
 
 class ModelFolder(NamedTuple):
@@ -38,6 +41,16 @@ def origin(folder: Path) -> str | None:
     except ModelProblem:
         return None
     return repo if isinstance(repo, str) else None
+
+
+def modelscope_origin(folder: Path) -> str | None:
+    """The id that ModelScope's own tool fetched the folder by; its pickle is taken apart, never run."""
+    with contextlib.suppress(OSError, ModelProblem, ValueError), open_file(folder, _MODELSCOPE) as file:
+        operations = pickletools.genops(file.read(4096))
+        texts = [text for code, text, _ in operations if code.name.endswith("UNICODE") and isinstance(text, str)]
+        if texts[:1] == ["id"] and len(texts) == 2 and "/" in texts[1]:
+            return texts[1]
+    return None
 
 
 def _is_organisation(folder: Path) -> bool:

@@ -93,20 +93,37 @@ def _target(name: str, size: str | None, models_dir: Path) -> Target:
     from lodger.catalogue.names import repository
     from lodger.catalogue.resolve import resolve
     from lodger.errors import ModelProblem
-    from lodger.hub.manifest import read_manifest
     from lodger.spec import ModelSpec
 
     if name.startswith(("/", "./", "../", "~")):
         folder = Path(os.path.abspath(os.path.expanduser(name)))
-        manifest = read_manifest(folder)
-        return Target(
-            replace(repository(manifest.repo if manifest else folder.name, size), folder=folder.name), folder.parent
-        )
+        return Target(replace(_of_folder(folder, size), folder=folder.name), folder.parent)
     found = repository(name, size)
     with suppress(ModelProblem):  # it is not here yet
         path = resolve(ModelSpec(uid=name, size_in_billions=size), models_dir).path or ""
         return Target(replace(found, folder=os.path.relpath(path, models_dir)), models_dir)
     return Target(found, models_dir)
+
+
+def _of_folder(folder: Path, size: str | None) -> Repository:
+    """Which model a folder is, by what filled it, or by its own name.
+
+    Raises:
+        UnknownName.
+    """
+    from lodger.catalogue.folders import modelscope_origin
+    from lodger.catalogue.names import repository
+    from lodger.errors import UnknownName
+    from lodger.hub.manifest import read_manifest
+
+    manifest = read_manifest(folder)
+    try:
+        return repository((manifest.repo if manifest else modelscope_origin(folder)) or folder.name, size)
+    except UnknownName:
+        raise UnknownName(
+            f"Nothing tells which model the folder {str(folder)!r} is.",
+            hint="Call it like the model, as `lodger models` does, and pull it again; or serve it as it is.",
+        ) from None
 
 
 def _line(pulled: Pulled, *, verified: bool) -> str:
