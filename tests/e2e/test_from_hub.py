@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,10 +9,8 @@ from typing import Any
 import pytest
 import tiny
 import tiny_pytorch
-from installed import Installed, installed
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "hub"))
 from hub_servers import HubServer
+from installed import Installed, installed
 
 TEXTS = ["你好，Xinference", "The capital of France is Paris."]
 HERE = "All models are on this disk; nothing is downloaded."
