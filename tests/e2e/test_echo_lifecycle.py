@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -156,7 +157,10 @@ def test_logs_follow_and_end_cleanly_on_ctrl_c(lodger: Installed) -> None:
         assert following.stdout is not None
         assert following.stdout.readline()
         lodger("terminate", "chat-local")
+        watchdog = threading.Timer(60.0, following.kill)  # a line that never comes fails the test, and hangs nothing
+        watchdog.start()
         assert any("chat-local on cpu: ready -> stopping" in line for line in iter(following.stdout.readline, ""))
+        watchdog.cancel()
         following.send_signal(signal.SIGINT)
         _, errors = following.communicate(timeout=10)
     assert following.returncode == 130

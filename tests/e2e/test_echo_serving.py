@@ -7,6 +7,7 @@ import select
 import signal
 import stat
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ from lodger.errors import KeyRequired, LodgerError
 from lodger.process import Identity, alive
 
 Tiny = Callable[..., Path]
+PATIENCE = 120.0  # seconds
 
 
 @pytest.fixture
@@ -36,9 +38,12 @@ def running(lodger: Installed, *args: str) -> Iterator[subprocess.Popen[str]]:
     with subprocess.Popen(
         command, env=lodger.env, cwd=lodger.folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
+        watchdog = threading.Timer(PATIENCE, process.kill)  # who waits for a line in vain is told, and does not hang
+        watchdog.start()
         try:
             yield process
         finally:
+            watchdog.cancel()
             process.kill()
 
 
@@ -75,7 +80,7 @@ def test_up_in_the_foreground_checks_and_serves_until_ctrl_c(lodger: Installed) 
 
 def test_serve_starts_the_files_models_and_ends_cleanly_on_sigterm(lodger: Installed) -> None:
     with running(lodger, "serve", "-f", "lodger.yaml") as process:
-        until(process, "serves at", "chat: loading -> ready")
+        until(process, "serves at", "chat on cpu: loading -> ready")
         processes = lodger.processes()
         process.send_signal(signal.SIGTERM)
         rest, _ = process.communicate(timeout=30)
@@ -87,7 +92,7 @@ def test_serve_starts_the_files_models_and_ends_cleanly_on_sigterm(lodger: Insta
 
 def test_a_second_signal_does_not_wait_for_running_answers(lodger: Installed) -> None:
     with running(lodger, "serve", "-f", "lodger.yaml") as process:
-        until(process, "serves at", "chat: loading -> ready")
+        until(process, "serves at", "chat on cpu: loading -> ready")
         events = long_answer(lodger, 30_000)  # a minute
         process.send_signal(signal.SIGTERM)
         until(process, "Stopping: running requests may finish")
@@ -100,7 +105,7 @@ def test_a_second_signal_does_not_wait_for_running_answers(lodger: Installed) ->
 
 def test_a_draining_server_says_so_to_new_requests(lodger: Installed) -> None:
     with running(lodger, "serve", "-f", "lodger.yaml") as process:
-        until(process, "serves at", "chat: loading -> ready")
+        until(process, "serves at", "chat on cpu: loading -> ready")
         client = lodger.client
         events = long_answer(lodger, 2_000)
         process.send_signal(signal.SIGTERM)
@@ -114,7 +119,7 @@ def test_a_draining_server_says_so_to_new_requests(lodger: Installed) -> None:
 
 def test_a_killed_server_takes_its_worker_along_and_the_next_one_starts(lodger: Installed) -> None:
     with running(lodger, "serve", "-f", "lodger.yaml") as process:
-        until(process, "serves at", "chat: loading -> ready")
+        until(process, "serves at", "chat on cpu: loading -> ready")
         processes = lodger.processes()
         process.kill()
         process.wait()
