@@ -16,6 +16,7 @@ from lodger.runtime.attention.paged import DecodePlan
 from lodger.runtime.context import attending
 from lodger.runtime.fused import FusedDecoder
 from lodger.runtime.kernels.decode_inputs import FIELDS, spread
+from lodger.runtime.kernels.w8a16 import own_counters
 from lodger.runtime.kv import KVCache
 from lodger.runtime.layers import PlainLinear
 from lodger.runtime.packed import PackedBatch
@@ -70,8 +71,9 @@ class DecodeGraphs:
         """
         pool = torch.cuda.graph_pool_handle()
         stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(stream):
+        before = torch.cuda.current_stream(self._device)
+        with own_counters(self._device) as self._counters, torch.cuda.stream(stream):
+            stream.wait_stream(before)
             for size in reversed(self.buckets):
                 self._send([], size, {})
                 self._step(runner, size)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from attention_cases import TOLERANCE, far
@@ -9,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lodger.runtime.kernels.product_tiling import MOST_TOKENS, tile_for
-from lodger.runtime.kernels.w8a16 import dequantised, product
+from lodger.runtime.kernels.w8a16 import dequantised, own_counters, product
 from lodger.runtime.quantised import QuantisedLinear, quantise
 
 Where = tuple[torch.device, torch.dtype]
@@ -79,6 +81,23 @@ def test_programs_that_share_a_tile_add_up_in_the_same_order_each_time(where: Wh
     assert tile.splits > 2
     first = product(x, weight, scale, None, tile)
     assert all(torch.equal(product(x, weight, scale, None, tile), first) for _ in range(3))
+
+
+def test_what_is_captured_counts_apart_from_what_runs_meanwhile(where: Where) -> None:
+    weight, scale, _ = made(where, 64, 2048)
+    x = inputs(where, 5, 2048)
+    tile = tile_for(5, 64, 2048, 132)
+    first = product(x, weight, scale, None, tile)
+    with own_counters(where[0]) as counters:
+        counters += 1000  # as if programs of another product were under way: nobody is the last of its tile
+        assert not torch.equal(product(x, weight, scale, None, tile), first)
+        counters.zero_()
+        assert torch.equal(product(x, weight, scale, None, tile), first)
+        assert not counters.any()
+        with ThreadPoolExecutor(1) as other:
+            counters += 1000
+            assert torch.equal(other.submit(product, x, weight, scale, None, tile).result(), first)
+    assert torch.equal(product(x, weight, scale, None, tile), first)
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(9, 512), (20, 700)])

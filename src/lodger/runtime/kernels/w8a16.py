@@ -13,6 +13,9 @@ finish adds up what all of them found, always in the same order.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 
 import torch
@@ -20,6 +23,8 @@ import triton
 import triton.language as tl
 
 from lodger.runtime.kernels.product_tiling import MOST_TILES, Tile, tile_for
+
+_OWN_COUNTERS: ContextVar[torch.Tensor | None] = ContextVar("own_counters", default=None)
 
 
 def product(
@@ -63,9 +68,29 @@ def _processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
-@cache
+@contextmanager
+def own_counters(device: torch.device) -> Iterator[torch.Tensor]:
+    """For products of another stream than the device's default, or captured ones: while they run, others may too.
+
+    Whoever replays what was captured keeps the tensor.
+    """
+    counters = torch.zeros(MOST_TILES, dtype=torch.int32, device=device)
+    token = _OWN_COUNTERS.set(counters)
+    try:
+        yield counters
+    finally:
+        _OWN_COUNTERS.reset(token)
+
+
 def _counters(device: torch.device) -> torch.Tensor:
     """How many programs have finished their share of a tile; the last one sets its tile's back to zero."""
+    own = _OWN_COUNTERS.get()
+    return _default_counters(device) if own is None else own
+
+
+@cache
+def _default_counters(device: torch.device) -> torch.Tensor:
+    """One for all products of the default stream: it runs them one after the other."""
     return torch.zeros(MOST_TILES, dtype=torch.int32, device=device)
 
 
