@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import signal
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from lodger.engines.base import LoadRequest
 from lodger.engines.echo import EchoEngine, EchoModel
-from lodger.errors import DamagedWeights, InternalError
+from lodger.errors import Cancelled, DamagedWeights, InternalError
 from lodger.tasks import ChatTask, Delta, GenerateTask
 
 _log = logging.getLogger("faulty")
@@ -35,6 +36,10 @@ class FaultyModel(EchoModel):
                     os.kill(os.getpid(), signal.SIGSEGV)
                 if "hang" in delta.text:
                     time.sleep(60)
+        except Cancelled:
+            if text.startswith("stubborn"):
+                await asyncio.Event().wait()  # until its process ends
+            raise
         finally:
             _log.info("left after %d deltas", said)
 

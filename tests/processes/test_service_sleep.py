@@ -32,6 +32,7 @@ def test_a_request_wakes_a_model_that_sleeps(tmp_path: Path) -> None:
             await service.launch(spec("b"))
             status = await service.sleep("a")
             assert (status.state, status.memory, status.context_length) == ("asleep", {}, 512)
+            assert service.model("b").memory == {"weights": 0}, "a part of no bytes is told too"
             assert await granted(service) == ["b"]
             assert (await service.sleep("a")).state == "asleep"
             said = await asyncio.gather(*(say(service, "a", f"word {n}") for n in range(20)))

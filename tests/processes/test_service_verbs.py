@@ -232,6 +232,19 @@ def test_terminating_ends_requests_and_gives_the_process_back_with_the_last_mode
     run(main())
 
 
+def test_a_stream_that_ends_with_its_process_ends_because_its_model_was_terminated(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with serving(tmp_path, engine=FAULTY) as service:
+            await service.launch(spec("a"))
+            talking = asyncio.create_task(say(service, "a", "stubborn " * 200))
+            await until(lambda: service.model("a").running)
+            await service.terminate("a")
+            with pytest.raises(UnknownModel, match="a was terminated before this request was done"):
+                await talking
+
+    run(main())
+
+
 def test_a_crowd_is_turned_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local_service, "MAX_REQUESTS", 2)
 

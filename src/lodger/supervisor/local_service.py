@@ -215,7 +215,9 @@ class LocalService:
             replica, remote = self._admit(record)
             with record.counted(replica):
                 yield remote
-        except Cancelled as error:  # not by its caller: the model was closed under it
+        except (Cancelled, Draining) as error:  # not by its caller: the model was closed under it, or its process was
+            if self._draining and isinstance(error, Draining):
+                raise
             raise UnknownModel(f"{uid} was terminated before this request was done.", param="model") from error
         finally:
             if not any(other.running for other in self._records.values()):

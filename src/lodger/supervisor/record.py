@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 from lodger.plan.values import Candidate, ModelPlan
@@ -135,8 +134,17 @@ class Record:
             progress=life.progress,
             error=life.error,
             log_tail=life.log_tail,
-            memory=dict(sum((Counter(replica.memory) for replica in replicas), Counter())),
+            memory=_sums(replica.memory for replica in replicas),
             running=self.running,
             restarts=life.restarts,
             replicas=replicas,
         )
+
+
+def _sums(memories: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """Bytes by part, those of no bytes too."""
+    found: dict[str, int] = {}
+    for memory in memories:
+        for part, size in memory.items():
+            found[part] = found.get(part, 0) + size
+    return found
