@@ -212,6 +212,13 @@ def test_a_cut_file_is_always_noticed(tmp_path: Path, saved: bytes, step: int) -
     assert isinstance(refusal(tmp_path), DamagedWeights)
 
 
+def test_an_archive_that_says_it_begins_before_its_file_is_damaged(tmp_path: Path, saved: bytes) -> None:
+    damaged = bytearray(saved)
+    damaged[saved.rindex(b"PK\6\6") + 48] += 1  # where the directory begins, in zip64's end of central directory
+    (tmp_path / PICKLE).write_bytes(damaged)
+    assert isinstance(refusal(tmp_path), DamagedWeights)
+
+
 def test_a_source_that_grows_meanwhile_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.save(STATE, tmp_path / PICKLE)
 

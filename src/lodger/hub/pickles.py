@@ -23,6 +23,9 @@ from lodger.errors import DamagedWeights, ModelProblem
 from lodger.hub.verify import CHUNK
 
 NAMES: dict[torch.dtype, str] = {getattr(torch, name): code for code, (name, _) in DTYPES.items()}
+# What zipfile raises about damaged archives; OSError and OverflowError where an offset leads out of the file.
+_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, OSError, OverflowError, RuntimeError,
+           ValueError)  # fmt: skip
 _ASKED = re.compile(r"GLOBAL (\S+)")
 # What torch raises about files that are damaged, or made to do harm: it has no error of its own for them.
 _REFUSALS = (pickle.UnpicklingError, ArithmeticError, AssertionError, AttributeError, EOFError, LookupError,
@@ -77,7 +80,7 @@ def _check_sums(path: Path, advance: Callable[[int], None]) -> None:
                 with archive.open(entry) as file:
                     while chunk := file.read(CHUNK):
                         advance(len(chunk))
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
+    except _DAMAGE as error:
         raise DamagedWeights(f"{path.name} is damaged or cut short: {str(error)[:200]}.", hint=AGAIN) from None
 
 
