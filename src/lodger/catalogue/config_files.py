@@ -9,9 +9,8 @@ from typing import Any, TypeGuard
 from lodger.catalogue.folder_files import AGAIN, LFS_POINTER, open_file
 from lodger.errors import ModelProblem
 
-MAX_BYTES = (
-    16 * 2**20
-)  # published: 1.2 MB of tokenizer_config.json, 9 MB for the index of 163 shards; parsed it is 20 x
+# Published: 1.2 MB of tokenizer_config.json, 9 MB for the index of 163 shards. Parsed, a file takes 20 times as much.
+MAX_BYTES = 16 * 2**20
 MAX_COUNT = 2**40  # no size or length in a config is larger
 
 

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
     from huggingface_hub.hf_api import RepoFile, RepoSibling
 
-HOME = "huggingface.co"
+OFFICIAL_HOST = "huggingface.co"
 MANY = 1000  # files; a description of a model need not name more
 
 
@@ -145,7 +145,7 @@ def _described(asked: Asked, file: RepoFile | RepoSibling) -> RemoteFile:
 def _may_have_token(url: str, address: str) -> bool:
     """Only the hub may, and the hub that a mirror sends us on to: never its storage."""
     parts, ours = urlsplit(url), urlsplit(address)
-    return (parts.scheme, parts.netloc) in ((ours.scheme, ours.netloc), ("https", HOME))
+    return (parts.scheme, parts.netloc) in ((ours.scheme, ours.netloc), ("https", OFFICIAL_HOST))
 
 
 def _receive(response: Any, asked: Asked, file: RemoteFile, part: Path, meter: Meter) -> None:

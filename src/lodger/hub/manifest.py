@@ -15,12 +15,12 @@ from pathlib import Path
 import msgspec
 
 from lodger.catalogue.folder_files import inside
+from lodger.catalogue.folders import MANIFEST
 from lodger.catalogue.repository import HubName, Repository
 from lodger.errors import SetupProblem
 from lodger.hub.base import RemoteFile
 from lodger.hub.job import Pulled
 
-NAME = ".lodger.json"
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -89,7 +89,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-_MANIFEST = msgspec.json.Decoder(Manifest)  # not in a function: see tests/test_style.py
+_DECODER = msgspec.json.Decoder(Manifest)  # not in a function: see tests/test_style.py
 
 
 def regular(path: Path) -> os.stat_result | None:
@@ -104,19 +104,19 @@ def regular(path: Path) -> os.stat_result | None:
 def read_manifest(folder: Path) -> Manifest | None:
     """None where there is none, or where it cannot be understood: the folder is then checked like one without."""
     try:
-        return _MANIFEST.decode((folder / NAME).read_bytes())
+        return _DECODER.decode((folder / MANIFEST).read_bytes())
     except (OSError, msgspec.DecodeError):  # a ValidationError is a DecodeError
         return None
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """In one piece, also when we are killed here."""
-    new = folder / f"{NAME}.new"
+    new = folder / f"{MANIFEST}.new"
     with new.open("wb") as file:
         file.write(msgspec.json.format(msgspec.json.encode(manifest)) + b"\n")
         file.flush()
         os.fsync(file.fileno())
-    os.replace(new, folder / NAME)
+    os.replace(new, folder / MANIFEST)
 
 
 def check_owner(folder: Path, manifest: Manifest | None, repository: Repository) -> None:

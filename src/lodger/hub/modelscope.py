@@ -33,7 +33,7 @@ class ModelScopeHub:
 
         def ask() -> list[FileInfo]:
             # A client that has listed once takes a later refusal for trouble and asks four times: a new one each time.
-            return _client(_config()).list_repo_files(repo, "model", revision=revision or BRANCH)
+            return _client().list_repo_files(repo, "model", revision=revision or BRANCH)
 
         with self._problems(repo, revision) as asked:
             try:
@@ -64,7 +64,7 @@ class ModelScopeHub:
     @cached_property
     def _downloads(self) -> HubApi:
         """One for all downloads: it keeps connections."""
-        return _client(_config())
+        return _client()
 
     @contextmanager
     def _problems(self, repo: str, revision: str | None, path: str | None = None) -> Iterator[Asked]:
@@ -113,10 +113,10 @@ def _config() -> HubConfig:
     return Nameless()
 
 
-def _client(config: HubConfig) -> HubApi:
+def _client() -> HubApi:
     from modelscope_hub import HubApi
 
-    return HubApi(config)
+    return HubApi(_config())
 
 
 def _callback(meter: Meter) -> type[ProgressCallback]:
