@@ -72,7 +72,7 @@ def test_what_a_cache_held_is_forgotten(serve: Callable[..., Any], tiny: Callabl
 
 
 def test_weights_that_were_let_go_are_really_gone(serve: Callable[..., Any], tiny: Callable[..., Path]) -> None:
-    model = serve.fresh(inspect_folder(tiny("minilm")))
+    model = serve.fresh(inspect_folder(tiny("minilm", num_hidden_layers=3)))  # a folder that no other test serves
     runner = weakref.ref(model._lane.runner)
     model.sleep(keep=False)
     gc.collect()
@@ -83,7 +83,7 @@ def test_weights_that_were_let_go_are_really_gone(serve: Callable[..., Any], tin
 def test_a_closed_model_holds_nothing_though_somebody_holds_the_model(
     serve: Callable[..., Any], tiny: Callable[..., Path]
 ) -> None:
-    model = serve.fresh(inspect_folder(tiny("qwen3")), blocks=64)
+    model = serve.fresh(inspect_folder(tiny("qwen3", num_hidden_layers=3)), blocks=64)
     runner, stepper = weakref.ref(model._lane._stepper._runner), weakref.ref(model._lane._stepper)
     model.close()
     gc.collect()
