@@ -8,11 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from lodger.catalogue.inspect import inspect_folder
 from lodger.errors import UnknownArchitecture
 from lodger.runtime import loading
 from lodger.runtime.attention import interface
+from lodger.runtime.backbone import TransformersBackbone
+from lodger.runtime.encoder import DenseEncoder
 from lodger.runtime.kv import KVCache
 from lodger.runtime.packed import pack_items, pack_rows
 from lodger.runtime.precision import precision
@@ -22,7 +25,6 @@ from lodger.sched.step import Item, Row
 from lodger.units import GIB
 
 DECODERS = ("qwen3", "qwen2", "llama")
-ENCODERS = ("bge-m3", "minilm")
 LENGTHS = (5, 33, 1, 17)
 BLOCK = 4
 
@@ -35,7 +37,7 @@ def path(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def decoder(
+def loaded(
     tiny: Callable[..., Path],
     runner_of: Callable[..., Runner],
     device: torch.device,
@@ -46,8 +48,19 @@ def decoder(
         if path == "fast":
             return runner_of(family)
         monkeypatch.setattr(loading, "is_dense", lambda model: False)
+        monkeypatch.setattr(loading, "is_bert_like", lambda model: False)
         facts = inspect_folder(tiny(family))
         return loading.load_runner(facts, GIB, [precision("float32", device)], device, lambda _: None)
+
+    return load
+
+
+@pytest.fixture
+def encoder(loaded: Callable[[str], Runner], path: str) -> Callable[[str], Runner]:
+    def load(family: str) -> Runner:
+        runner = loaded(family)
+        assert isinstance(runner.backbone, DenseEncoder) == (path == "fast")
+        return runner
 
     return load
 
@@ -78,9 +91,9 @@ def close(found: torch.Tensor, expected: torch.Tensor) -> bool:
 
 @pytest.mark.parametrize("family", DECODERS)
 def test_mixed_steps_over_a_paged_cache_equal_each_sequence_alone(
-    family: str, decoder: Callable[[str], Runner], oracle_of: Callable[[str], Any]
+    family: str, loaded: Callable[[str], Runner], oracle_of: Callable[[str], Any]
 ) -> None:
-    runner, oracle = decoder(family), oracle_of(family).model
+    runner, oracle = loaded(family), oracle_of(family).model
     sequences = texts(runner.facts.vocab_size)
     alone = [oracle(t[None].to(runner.device), use_cache=False)[0][0] for t in sequences]
     pages, done = Pages(runner), [0] * len(sequences)
@@ -95,9 +108,9 @@ def test_mixed_steps_over_a_paged_cache_equal_each_sequence_alone(
 
 @pytest.mark.parametrize("family", DECODERS)
 def test_a_sequence_may_begin_with_blocks_that_another_computed(
-    family: str, decoder: Callable[[str], Runner], oracle_of: Callable[[str], Any]
+    family: str, loaded: Callable[[str], Runner], oracle_of: Callable[[str], Any]
 ) -> None:
-    runner = decoder(family)
+    runner = loaded(family)
     sequences = texts(runner.facts.vocab_size)
     whole = torch.cat([sequences[1][:32], sequences[3]])
     pages = Pages(runner)
@@ -109,9 +122,9 @@ def test_a_sequence_may_begin_with_blocks_that_another_computed(
 
 @pytest.mark.parametrize("lengths", [(9, 9, 9), (40, 3, 21)])
 def test_decoding_together_equals_decoding_alone_at_any_mixture_of_lengths(
-    lengths: tuple[int, ...], decoder: Callable[[str], Runner]
+    lengths: tuple[int, ...], loaded: Callable[[str], Runner]
 ) -> None:
-    runner = decoder("qwen3")
+    runner = loaded("qwen3")
     generator = torch.Generator().manual_seed(2)
     sequences = [torch.randint(3, runner.facts.vocab_size, (n,), generator=generator) for n in lengths]
     pages = Pages(runner)
@@ -123,19 +136,33 @@ def test_decoding_together_equals_decoding_alone_at_any_mixture_of_lengths(
     assert close(together, torch.cat(alone))
 
 
-@pytest.mark.parametrize("family", ENCODERS)
+@pytest.mark.parametrize(("family", "types"), [("bge-m3", 1), ("minilm", 1), ("minilm", 2)])
 def test_packed_texts_equal_the_same_texts_padded(
-    family: str, runner_of: Callable[..., Runner], oracle_of: Callable[[str], Any]
+    family: str, types: int, encoder: Callable[[str], Runner], oracle_of: Callable[[str], Any]
 ) -> None:
-    runner, oracle = runner_of(family), oracle_of(family)
+    runner, oracle = encoder(family), oracle_of(family)
     sequences = texts(runner.facts.vocab_size)
-    padded = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True, padding_value=oracle.config.pad_token_id)
-    mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(t) for t in sequences], batch_first=True)
-    expected = oracle(padded.to(runner.device), attention_mask=mask.to(runner.device))[0]
-    items = [Item(0, n, tuple(t.tolist())) for n, t in enumerate(sequences)]
+    kinds = [torch.arange(len(t)) * types // len(t) for t in sequences]
+    padded = pad_sequence(sequences, batch_first=True, padding_value=oracle.config.pad_token_id).to(runner.device)
+    mask = pad_sequence([torch.ones_like(t) for t in sequences], batch_first=True).to(runner.device)
+    parts = pad_sequence(kinds, batch_first=True).to(runner.device)
+    expected = oracle(padded, attention_mask=mask, token_type_ids=parts)[0]
+    items = [
+        Item(0, n, tuple(t.tolist()), tuple(kind.tolist()))
+        for n, (t, kind) in enumerate(zip(sequences, kinds, strict=True))
+    ]
     hidden = runner.hidden(pack_items(items, runner.facts.position_offset, runner.device))
     for n, own in enumerate(hidden.split(list(LENGTHS))):
         assert close(own, expected[n, : LENGTHS[n]])
+
+
+@pytest.mark.parametrize("family", ["minilm", "bge-m3"])
+def test_an_encoder_with_another_activation_takes_the_generic_path(
+    family: str, tiny: Callable[..., Path], device: torch.device
+) -> None:
+    facts = inspect_folder(tiny(family, hidden_act="gelu_new"))
+    runner = loading.load_runner(facts, GIB, [precision("float32", device)], device, lambda _: None)
+    assert isinstance(runner.backbone, TransformersBackbone)
 
 
 def test_a_sliding_window_hides_old_keys_in_prefill_and_decode(tiny: Callable[..., Path], device: torch.device) -> None:

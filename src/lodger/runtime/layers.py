@@ -35,6 +35,16 @@ class OneDnnLinear(torch.nn.Module):
         out: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
         return out
 
+    def gelu(self, x: torch.Tensor) -> torch.Tensor:
+        """GELU of the product, with the error function ("tanh" would be its approximation)."""
+        out: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "gelu", [], "none")
+        return out
+
+    def added(self, x: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        """The product plus `other`, of its shape."""
+        out: torch.Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, other, self.weight, self.bias, "add")
+        return out
+
 
 class HalfLinear(torch.nn.Module):
     """x @ weight.T + bias in float32 with a weight kept in float16, by FBGEMM.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from transformers import PreTrainedModel
@@ -15,6 +15,7 @@ from lodger.runtime import attention, families
 from lodger.runtime.arena import for_weights
 from lodger.runtime.backbone import Backbone, TransformersBackbone, place
 from lodger.runtime.decoder import DenseDecoder, is_dense
+from lodger.runtime.encoder import DenseEncoder, is_bert_like
 from lodger.runtime.heap import exact_allocations
 from lodger.runtime.layers import Placement, PlainLinear, linear_bytes
 from lodger.runtime.precision import Precision
@@ -109,21 +110,28 @@ def _assemble(
     facts: ModelFacts, checkpoint: Checkpoint, answers: tuple[int, int] | None, placement: Placement
 ) -> Runner:
     model, stored_heads = read_stored(facts, checkpoint, answers)
-    backbone: Backbone
-    table: torch.nn.Module
-    if facts.causal and is_dense(model):
-        decoder = _decoder(placement.device)(model, placement)
-        backbone, table = decoder, decoder.embed
-    else:
-        place(model, placement)
-        backbone = TransformersBackbone(model.base_model, takes_token_types=not facts.causal)
-        table = model.get_input_embeddings()
+    backbone, table = _backbone(facts, model, placement)
     lm_head = _lm_head(facts, checkpoint, table, placement) if facts.generates else None
     heads = {} if facts.generates else make_heads(facts, model, stored_heads, placement)
     device, precision = placement.device, placement.precision
     return Runner(
         facts, device, precision, attention.choose(device), backbone, placement.held, lm_head, heads, placement.arena
     )
+
+
+def _backbone(facts: ModelFacts, model: PreTrainedModel, placement: Placement) -> tuple[Backbone, torch.nn.Module]:
+    """The fast path or the generic one, and the table that tokens are looked up in; all of `model` is placed."""
+    if facts.causal and is_dense(model):
+        decoder = _decoder(placement.device)(model, placement)
+        return decoder, decoder.embed
+    base: Any = model.base_model
+    if not facts.causal and is_bert_like(base):
+        encoder = _encoder(placement.device)(base, placement)
+        del base.embeddings, base.encoder
+        place(model, placement)  # what is left: the pooler, the classifier
+        return encoder, encoder.words
+    place(model, placement)
+    return TransformersBackbone(base, takes_token_types=not facts.causal), model.get_input_embeddings()
 
 
 def _decoder(device: torch.device) -> type[DenseDecoder]:
@@ -133,6 +141,15 @@ def _decoder(device: torch.device) -> type[DenseDecoder]:
     from lodger.runtime.fused import FusedDecoder
 
     return FusedDecoder
+
+
+def _encoder(device: torch.device) -> type[DenseEncoder]:
+    """As `_decoder`, for encoders."""
+    if not attention.runs_kernels(device):
+        return DenseEncoder
+    from lodger.runtime.fused_encoder import FusedEncoder
+
+    return FusedEncoder
 
 
 def _lm_head(
