@@ -9,7 +9,7 @@ from functools import partial
 
 import msgspec
 
-from lodger.engines.native_model import ServedModel, Serving, check_ids
+from lodger.engines.native_model import ServedModel, Serving, check_ids, out_of_memory
 from lodger.errors import ContextExceeded, EmptyInput, InvalidRequest, Unsupported
 from lodger.runtime.generating import GenerateLane, Generation, Made
 from lodger.runtime.kv import KVCache
@@ -44,8 +44,11 @@ class GenerateModel(ServedModel):
             prompt = await self._in_pool(lambda: self._prompt(task))
             self._check_prompt(prompt)
             arrivals: Arrivals = asyncio.Queue()
-            choices = [self._start(task, prompt, index, arrivals) for index in range(task.n)]
+            choices: list[_Choice] = []
             try:
+                with out_of_memory(f"{task.n} answers to {len(prompt):,} tokens were begun"):
+                    for index in range(task.n):
+                        choices.append(self._start(task, prompt, index, arrivals))
                 async for delta in self._follow(choices, arrivals):
                     done = all(choice.finished for choice in choices)
                     usage = Usage(len(prompt), sum(choice.tokens for choice in choices)) if done else None

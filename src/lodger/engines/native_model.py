@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import count
+from traceback import clear_frames
 from typing import TypeVar
 
 import torch
@@ -18,6 +19,7 @@ from lodger.engines.native_weights import Weights
 from lodger.errors import InvalidRequest, ModelAsleep, OutOfMemory, WrongKind
 from lodger.runtime.device_loop import DeviceLoop, ModelLane
 from lodger.runtime.kv import KVCache
+from lodger.runtime.recovery import is_out_of_memory
 from lodger.tasks import Delta, EmbedResult, EmbedTask, GenerateTask, RerankResult, RerankTask
 from lodger.text.tokenizer import Tokenizer
 
@@ -80,16 +82,15 @@ class ServedModel:
         """See `engines.base.Model`."""
         if not self._asleep:
             return
-        with out_of_memory(f"{self._serving.uid} was woken"):
-            try:
-                if self._cache is not None:
-                    self._cache.wake()
-                runner = self._serving.weights.wake(self._serving.uid)
-            except BaseException:
-                if self._cache is not None:
-                    self._cache.sleep()
-                raise
-        self._served.wake(runner)
+        uid, weights = self._serving.uid, self._serving.weights
+        with out_of_memory(f"{uid} was woken"), ExitStack() as undo:
+            if self._cache is not None:
+                undo.callback(self._cache.sleep)
+                self._cache.wake()
+            runner = weights.wake(uid)
+            undo.callback(weights.sleep, uid, keep=True)
+            self._served.wake(runner)
+            undo.pop_all()
         self._serving.loop.add(self._served)
         self._asleep = False
 
@@ -139,7 +140,10 @@ def out_of_memory(meanwhile: str) -> Iterator[None]:
     """The device's refusal as an error that a person can use."""
     try:
         yield
-    except (MemoryError, torch.OutOfMemoryError):
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        clear_frames(error.__traceback__)  # they hold on to what was made so far
         raise OutOfMemory(
             f"the device ran out of memory while {meanwhile}.",
             hint="Free memory on the device, or choose a smaller model.",

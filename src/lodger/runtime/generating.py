@@ -121,7 +121,7 @@ class GenerateLane:
 
     def _run(self, step: GenerateStep | None) -> None:
         if step is not None:
-            run_or_split(step, self._compute, _halves, self._fail)
+            run_or_split(step, self._compute, self._halves, self._fail)
 
     def _compute(self, step: GenerateStep) -> None:
         if not all(row.sequence in self._generations for row in step.rows):
@@ -129,9 +129,12 @@ class GenerateLane:
         if not step.rows:
             return
         assert self._stepper is not None
-        launched = self._stepper.launch(
-            step, [self._generations[row.sequence].sampler for row in step.rows if row.sample]
-        )
+        samplers = [self._generations[row.sequence].sampler for row in step.rows if row.sample]
+        try:
+            launched = self._stepper.launch(step, samplers)
+        except BaseException:
+            self._settle()  # what the step before chose may be lost on the device
+            raise
         self._scheduler.launched(step)
         self._settle()
         self._launched = launched
@@ -159,6 +162,15 @@ class GenerateLane:
             self._end(row.sequence, Made(token, finish="length"))
         else:
             generation.deliver(Made(token))
+
+    def _halves(self, step: GenerateStep) -> tuple[GenerateStep, GenerateStep] | None:
+        """Of a step that failed, with the tokens that were PENDING then."""
+        return _halves(step._replace(rows=tuple(map(self._known, step.rows))))
+
+    def _known(self, row: Row) -> Row:
+        if not row.pending or row.sequence not in self._generations:
+            return row
+        return row._replace(tokens=(*row.tokens[:-1], self._generations[row.sequence].sequence.tokens[row.end - 1]))
 
     def _fail(self, step: GenerateStep, error: LodgerError) -> None:
         for sequence_id in {row.sequence for row in step.rows} & self._generations.keys():

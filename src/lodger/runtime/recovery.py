@@ -6,12 +6,14 @@ import logging
 from collections.abc import Callable
 from typing import Protocol, TypeVar
 
+import psutil
 import torch
 
 from lodger.errors import InternalError, LodgerError, OutOfMemory
+from lodger.units import gib
 
 _log = logging.getLogger("lodger.runtime")
-_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 class Step(Protocol):
@@ -54,16 +56,28 @@ def _attempt(work: Work, compute: Callable[[Work], None]) -> LodgerError | None:
     try:
         compute(work)
     except Exception as error:  # border: a step on the device. The log has the trace, those who wait get a LodgerError.
-        if _is_out_of_memory(error):
+        if is_out_of_memory(error):
             return OutOfMemory(
-                "this request does not fit into the memory that is left.", hint="Send less text at once."
+                f"{work.tokens:,} tokens at once need more memory than is left: {gib(_left())} are free.",
+                hint="Send less text at once.",
             )
         _log.exception("a step of %d tokens failed", work.tokens)  # never which tokens: they are somebody's text
         return InternalError("The model failed at this request.", hint="The worker's log has the reason.")
     return None
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the device or the host refused memory. torch, cuBLAS and Triton say so in their own ways."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
+
+
+def _left() -> int:
+    """Bytes that torch could still take: those free, and of those that this process may have, the ones not in use."""
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        return int(psutil.virtual_memory().available)
+    free, total = torch.cuda.mem_get_info()
+    held, used = torch.cuda.memory_reserved(), torch.cuda.memory_allocated()
+    allowed = int(total * torch.cuda.get_per_process_memory_fraction()) - held
+    return max(min(free, allowed), 0) + held - used

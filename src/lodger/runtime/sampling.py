@@ -61,6 +61,7 @@ class Sampler:
     def __init__(self, rules: Rules, seed: int | None, prompt: Sequence[int], vocab_size: int, device: torch.device):
         self.rules = rules
         self._random = random.Random(seed)
+        self._drawn: float | None = None  # for the token that is not accepted yet
         self.memory: torch.Tensor | None = None  # [vocab_size] int32: times generated, and _PROMPT if in the prompt
         if rules.penalises:
             self.memory = torch.zeros(vocab_size, dtype=torch.int32, device=device)
@@ -68,19 +69,32 @@ class Sampler:
             self._one = self.memory.new_ones(1)
 
     def draw(self) -> float:
-        """The next random number, 0 <= number < 1."""
-        return self._random.random()
+        """The next random number, 0 <= number < 1. The same one until a token is accepted: a step may be repeated."""
+        if self._drawn is None:
+            self._drawn = self._random.random()
+        return self._drawn
 
     def accept(self, token: torch.Tensor) -> None:
         """`token` [1] was chosen."""
+        self._drawn = None
         if self.memory is not None:
             self.memory.index_add_(0, token, self._one)
 
 
 def sample(logits: torch.Tensor, samplers: Sequence[Sampler]) -> list[int]:
-    """`choose`, waited for."""
-    tokens: list[int] = choose(logits, samplers).tolist()
+    """`choose` and `accept`, waited for."""
+    chosen = choose(logits, samplers)
+    accept(chosen, samplers)
+    tokens: list[int] = chosen.tolist()
     return tokens
+
+
+@torch.inference_mode()
+def accept(chosen: torch.Tensor, samplers: Sequence[Sampler]) -> None:
+    """Tell the samplers what `choose` chose, once nothing of the step can fail any more. Allocates nothing."""
+    for n, sampler in enumerate(samplers):
+        if sampler.rules.penalises or not sampler.rules.greedy:
+            sampler.accept(chosen[n : n + 1])
 
 
 @torch.inference_mode()
@@ -89,7 +103,7 @@ def choose(logits: torch.Tensor, samplers: Sequence[Sampler], best: torch.Tensor
 
     Args:
         logits: [rows, vocab_size].
-        samplers: one for each row, told of the choice.
+        samplers: one for each row, not yet told of the choice.
         best: [rows] int64, the tokens with the highest logits where they are known; becomes the answer.
 
     Returns:
@@ -100,10 +114,7 @@ def choose(logits: torch.Tensor, samplers: Sequence[Sampler], best: torch.Tensor
     for start in range(0, len(others), AT_ONCE):
         rows = others[start : start + AT_ONCE]
         own, at = [samplers[n] for n in rows], upload(rows, torch.int64, logits.device)
-        found = _choose(logits[at].float(), own)
-        chosen[at] = found
-        for n, sampler in enumerate(own):
-            sampler.accept(found[n : n + 1])
+        chosen[at] = _choose(logits[at].float(), own)
     return chosen
 
 

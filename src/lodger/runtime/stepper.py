@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -17,8 +16,9 @@ from lodger.runtime import attention
 from lodger.runtime.decoder import DenseDecoder
 from lodger.runtime.kv import KVCache
 from lodger.runtime.packed import PackedBatch, pack_rows
+from lodger.runtime.recovery import is_out_of_memory
 from lodger.runtime.runner import Runner
-from lodger.runtime.sampling import AT_ONCE, Rules, Sampler, choose
+from lodger.runtime.sampling import AT_ONCE, Rules, Sampler, accept, choose
 from lodger.runtime.upload import upload
 from lodger.sched.step import GenerateStep, Row
 
@@ -74,9 +74,12 @@ class Stepper:
             rest = Row(-1, (0,) * after, whole - after, first, True)
             steps.append([rest, Row(-2, (0,) * after, 0, second[: -(-after // size)], True)])
         drawn = Sampler(Rules(top_k=20, top_p=0.9), 0, (0,), self._runner.facts.vocab_size, self._runner.device)
-        with suppress(torch.OutOfMemoryError):
+        try:
             for rows in steps:
                 self.launch(GenerateStep("prefill", tuple(rows)), [drawn] * len(rows)).tokens()
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
 
     def rest(self) -> None:
         """Let go of the weights, and keep what was captured."""
@@ -94,6 +97,9 @@ class Stepper:
     def launch(self, step: GenerateStep, samplers: Sequence[Sampler]) -> Launched:
         """Compute a step. PENDING tokens are those that the step launched last has chosen.
 
+        Where this fails, samplers are as before and the step may be launched again, in parts too. Tokens of the step
+        before may be lost on the device then: the host has to fill them in.
+
         Args:
             samplers: of each row with `sample`.
         """
@@ -105,11 +111,12 @@ class Stepper:
             hidden = self._runner.ends(self._pack(step.rows), sampled, self._cache)
             chosen = self._latest[: len(sampled)]
             chosen.copy_(self._choose(hidden, samplers))
+        done = torch.cuda.Event() if self._on_gpu else None  # type: ignore[no-untyped-call]
+        found = chosen.to("cpu", non_blocking=True) if done is not None else chosen.clone()
+        if done is not None:
+            done.record()
+        accept(chosen, samplers)
         self._places = {step.rows[n].sequence: place for place, n in enumerate(sampled)}
-        if not self._on_gpu:
-            return Launched(step, chosen.clone(), None)
-        found, done = chosen.to("cpu", non_blocking=True), torch.cuda.Event()  # type: ignore[no-untyped-call]
-        done.record()
         return Launched(step, found, done)
 
     def _choose(self, hidden: torch.Tensor, samplers: Sequence[Sampler]) -> torch.Tensor:
