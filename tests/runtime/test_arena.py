@@ -130,6 +130,22 @@ def test_what_cannot_wake_sleeps_on_and_wakes_later() -> None:
     assert torch.equal(tensor, before)
 
 
+def test_what_is_not_filled_again_does_not_count_as_awake(monkeypatch: pytest.MonkeyPatch) -> None:
+    arena = MappedArena(FakeMemory(), MIB)
+    tensor = arena.empty((8,), torch.float32).fill_(3)
+    arena.sleep(keep=True)
+    with monkeypatch.context() as broken, pytest.raises(MemoryError):
+        broken.setattr(parking.Parked, "restore", _refuse)
+        arena.wake()
+    assert arena.nbytes == 0
+    arena.wake()
+    assert tensor.tolist() == [3] * 8
+
+
+def _refuse(self: parking.Parked, content: torch.Tensor) -> None:
+    raise MemoryError("no room for the copy")
+
+
 def test_a_device_that_is_full_refuses_and_takes_nothing() -> None:
     memory = FakeMemory(capacity=MIB)
     arena = MappedArena(memory, 4 * MIB)

@@ -130,13 +130,21 @@ class MappedArena:
     def wake(self) -> None:
         if self._bytes is None or self._range.mapped:
             return
-        self._range.grow(max(self._used, 1))
+        try:
+            self._range.grow(max(self._used, 1))
+            self._fill(self._bytes[: self._used])
+        except BaseException:  # else pages without their content would count as awake
+            self._range.unmap()
+            raise
+        if self._kept is not None:
+            self._kept.free_soon()
+            self._kept = None
+
+    def _fill(self, content: torch.Tensor) -> None:
         if self._kept is None:
-            self._bytes[: self._used].zero_()
-            return
-        self._kept.restore(self._bytes[: self._used])
-        self._kept.free_soon()
-        self._kept = None
+            content.zero_()
+        else:
+            self._kept.restore(content)
 
 
 class _Piece(NamedTuple):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import NamedTuple
 
 import torch
@@ -79,7 +80,12 @@ class DecodeGraphs:
                 self._step(runner, size)
                 graph = torch.cuda.CUDAGraph()
                 graph.capture_begin(pool=pool, capture_error_mode="thread_local")  # other models go on meanwhile
-                self._step(runner, size)
+                try:
+                    self._step(runner, size)
+                except BaseException:
+                    with suppress(RuntimeError):  # of a capture that is invalid by now; what made it so is raised
+                        graph.capture_end()
+                    raise
                 graph.capture_end()
                 self._graphs[size] = graph
         stream.synchronize()
