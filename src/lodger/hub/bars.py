@@ -33,7 +33,8 @@ class Bar:
             done = min(max(0, done), self._total)
             count, self._done = done - self._done, done
             now = time.monotonic()
-            if now - self._told >= INTERVAL or (count and done == self._total):
+            news = count != 0 or self._told == float("-inf")
+            if news and (now - self._told >= INTERVAL or done == self._total):
                 self._told = now
                 self._report(Work(self._title, done, self._total))
             if self._whole:
