@@ -69,7 +69,7 @@ def test_wrong_bytes_are_thrown_away_and_fetched_again(world: World, path: str) 
 
     def flip(data: bytes, path: Path) -> bytes:
         left.extend(path.parent.iterdir())
-        return data[:-1] + b"\0"
+        return data[:-1] + bytes([data[-1] ^ 1])
 
     def cut(data: bytes, path: Path) -> bytes:
         return flip(data, path)[:-1]
