@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -44,14 +44,14 @@ def _bars_when_needed(idle: str) -> Iterator[Report]:
     from lodger.cli.progress import reporting
     from lodger.cli.render import say
 
-    shown: list[Report] = []
-    with ExitStack() as stack:
+    worked = False
+    with reporting() as show:
 
         def report(work: Work) -> None:
-            if not shown:
-                shown.append(stack.enter_context(reporting()))
-            shown[0](work)
+            nonlocal worked
+            worked = True
+            show(work)
 
         yield report
-    if not shown:
+    if not worked:
         say(idle)
