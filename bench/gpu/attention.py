@@ -8,15 +8,14 @@ than the card's L2. Chunks read their keys from the cache; a fresh text's come p
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 
+from bench.gpu import part
+from bench.gpu.limits import limits, seconds
 from lodger.runtime.attention.paged import PagedPlan
 from lodger.runtime.attention.varlen import Fresh
 from lodger.runtime.kv import KVCache
@@ -36,32 +35,6 @@ FRESH = [
     ("encoder", (512,) * 16),
     ("encoder", (8_192,)),
 ]
-
-
-def seconds(run: Callable[[], Any], repeats: int = 20) -> float:
-    """Median time of `run` as one captured graph."""
-    run()  # compiles
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run()
-    graph.replay()
-    marks = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)]
-    marks[0].record()
-    for mark in marks[1:]:
-        graph.replay()
-        mark.record()
-    torch.cuda.synchronize()
-    times = sorted(before.elapsed_time(after) for before, after in zip(marks, marks[1:], strict=False))
-    return times[len(times) // 2] / 1e3
-
-
-def limits() -> tuple[float, float]:
-    """Bytes a second of a large elementwise kernel, read and written, and operations a second of a large product."""
-    source = torch.randn(2**28, device=DEVICE)
-    target = torch.empty_like(source)
-    a, b = (torch.randn(8192, 8192, device=DEVICE, dtype=DTYPE) for _ in "ab")
-    return 2 * source.nbytes / seconds(lambda: torch.neg(source, out=target)), 2 * 8192**3 / seconds(lambda: a @ b)
 
 
 def paged(lengths: Sequence[int], past: Sequence[int], block_size: int = 16) -> tuple[Callable[[int], Any], KVCache]:
@@ -129,9 +102,7 @@ def measure() -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path)
-    out = parser.parse_args().out
+    options = part.options(__doc__)
     with torch.inference_mode():
         moved, multiplied = limits()
         rows = measure()
@@ -141,9 +112,7 @@ def main() -> None:
         rate, speed = (row.get(what, 0) / row["seconds"] for what in ("bytes", "operations"))
         shares = f"{rate / 1e9:7.0f} {rate / moved:4.0%} {speed / 1e12:8.0f} {speed / multiplied:4.0%}"
         print(f"{row['case']:32} {row['seconds'] * 1e6:8.1f} {shares}")
-    if out:
-        card = {"gpu": torch.cuda.get_device_name(), "move_bytes_s": moved, "product_flop_s": multiplied}
-        out.write_text(json.dumps(card | {"rows": rows}, indent=1))
+    part.write(options, {"move_bytes_s": moved, "product_flop_s": multiplied, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Chats of Qwen3-4B's exact shape with random weights, through the lane that serves them, against the card's limit.
 
-    PYTHONPATH=tests python -m bench.gpu.decode [--out FILE]
+    python -m bench.gpu.decode [--out FILE]
 
 Every stream is a prompt of 256 random tokens and 128 greedy ones. The limit of a step is the bytes of the weights and
 of the keys and values read, over what a copy on the card moves.
@@ -8,9 +8,7 @@ of the keys and values read, over what a copy on the card moves.
 
 from __future__ import annotations
 
-import argparse
 import gc
-import json
 import tempfile
 import time
 from pathlib import Path
@@ -19,6 +17,7 @@ from typing import Any
 import tiny
 import torch
 
+from bench.gpu import part
 from lodger.catalogue.facts import ModelFacts
 from lodger.catalogue.inspect import inspect_folder
 from lodger.runtime import attention, families
@@ -165,9 +164,7 @@ def line(row: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path)
-    out = parser.parse_args().out
+    options = part.options(__doc__)
     with torch.inference_mode():
         runner = random_runner()
         print(
@@ -175,8 +172,7 @@ def main() -> None:
         )
         print("strm    tok/s   decode    peer step ms graph ms limit ms    % first ms  cold ms")
         rows = measure(runner)
-    if out:
-        out.write_text(json.dumps({"gpu": torch.cuda.get_device_name(), "rows": rows}, indent=1))
+    part.write(options, {"rows": rows})
 
 
 if __name__ == "__main__":

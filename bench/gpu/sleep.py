@@ -1,6 +1,6 @@
 """How long a model needs to sleep and to wake to its first token, and what it gives back.
 
-    python -m bench.gpu.sleep [--out FILE] [--gib 8]
+    python -m bench.gpu.sleep [--out FILE]
 
 First an arena alone, with a captured graph over it; then a whole model of Qwen3-4B's shape with random weights in the
 native engine. Memory is what NVML says of the card, before and after.
@@ -8,7 +8,6 @@ native engine. Memory is what NVML says of the card, before and after.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import tempfile
@@ -20,6 +19,7 @@ from typing import Any
 import tiny
 import torch
 
+from bench.gpu import part
 from lodger.budget import Budget
 from lodger.catalogue.inspect import inspect_folder
 from lodger.catalogue.safetensors_header import read_folder
@@ -33,6 +33,7 @@ from lodger.units import GIB, MIB
 
 DEVICE = torch.device("cuda:0")
 ROUNDS = 3
+ARENA = 8 * GIB
 KV_TOKENS = 16_384
 PROMPT = tuple(range(5, 261))
 
@@ -137,12 +138,9 @@ def write_weights(folder: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--gib", type=float, default=8.0)
-    options = parser.parse_args()
+    options = part.options(__doc__)
     torch.empty(1, device=DEVICE)
-    found = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "arena": arena(int(options.gib * GIB))}
+    found = {"arena": arena(ARENA)}
     print(json.dumps(found, indent=1), flush=True)
     torch.cuda.empty_cache()
     with tempfile.TemporaryDirectory() as place:
@@ -151,8 +149,7 @@ def main() -> None:
         torch.cuda.empty_cache()
         found["model"] = model(folder)
     print(json.dumps(found["model"], indent=1), flush=True)
-    if options.out:
-        options.out.write_text(json.dumps(found, indent=1))
+    part.write(options, found)
 
 
 if __name__ == "__main__":

@@ -7,17 +7,15 @@ The four products of a Qwen3-4B layer. Each case is one captured graph over as m
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch.nn.functional import linear
 
-from bench.gpu.attention import DEVICE, DTYPE, limits, seconds
+from bench.gpu import part
+from bench.gpu.limits import DEVICE, DTYPE, limits, seconds
 from lodger.runtime.quantised import QuantisedLinear, quantise
 
 SHAPES = {"qkv": (6144, 2560), "out": (2560, 4096), "gate_up": (19456, 2560), "down": (2560, 9728)}  # [rows, columns]
@@ -61,17 +59,14 @@ def _error(layer: QuantisedLinear, x: torch.Tensor) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
+    options = part.options(__doc__)
     with torch.inference_mode():
         rows = measure()
     for tokens in TOKENS:
         int8, half = (sum(row[key] for row in rows if row["tokens"] == tokens) for key in ("int8", "bfloat16"))
         faster = half / int8
         print(f"a layer, {tokens:5,} tokens: int8 {int8 * 1e6:7.1f} us, bfloat16 {half * 1e6:7.1f} us: {faster:.2f}x")
-    if args.out:
-        args.out.write_text(json.dumps({"device": torch.cuda.get_device_name(DEVICE), "rows": rows}, indent=1))
+    part.write(options, {"rows": rows})
 
 
 if __name__ == "__main__":
