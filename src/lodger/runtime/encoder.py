@@ -85,7 +85,7 @@ class DenseEncoder:
             found = plan.attend(layer.number, query, key, value, self.scale, None).flatten(1)
             del query, key, value
             hidden = self.add(layer.out, found, hidden, layer.after_attention)
-            hidden = self.add(layer.down, _gelu(layer.up, hidden), hidden, layer.after_mlp)
+            hidden = self.add(layer.down, gelu(layer.up, hidden), hidden, layer.after_mlp)
         return hidden
 
     def add(self, linear: torch.nn.Module, x: torch.Tensor, residual: torch.Tensor, norm: Norm) -> torch.Tensor:
@@ -95,7 +95,7 @@ class DenseEncoder:
         return norm(linear(x).add_(residual))
 
 
-def _gelu(linear: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+def gelu(linear: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
     """GELU(linear(x)) with the error function, not its approximation by tanh (arXiv 1606.08415)."""
     if isinstance(linear, OneDnnLinear):
         return linear.gelu(x)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, chain
 
+import numpy as np
 import torch
 
 from lodger.runtime.upload import upload
@@ -24,6 +26,7 @@ class PackedBatch:
     token_types: torch.Tensor | None = None  # [T] int64
     past: tuple[int, ...] = ()  # tokens of each sequence that the KV cache holds already
     blocks: tuple[tuple[int, ...], ...] = ()  # block table of each sequence
+    stacked: torch.Tensor | None = None  # [3, T] int64: tokens, positions and types in one, of whole texts
     slots: torch.Tensor | None = None  # [T] int64: place of each token in the KV cache, block * block_size + offset
 
     @property
@@ -57,14 +60,15 @@ def pack_rows(rows: Sequence[Row], block_size: int, device: torch.device) -> Pac
 
 def pack_items(items: Sequence[Item], first_position: int, device: torch.device) -> PackedBatch:
     """Whole texts for an encoder; the positions of each start at `first_position` (XLM-RoBERTa: padding_idx + 1)."""
-    tokens: list[int] = []
-    types: list[int] = []
-    positions: list[int] = []
-    offsets = [0]
-    for item in items:
-        tokens.extend(item.tokens)
-        types.extend(item.token_types or (0,) * len(item.tokens))
-        positions.extend(range(first_position, first_position + len(item.tokens)))
-        offsets.append(len(tokens))
-    packed = upload([tokens, positions, types], torch.int64, device)
-    return PackedBatch(tokens=packed[0], positions=packed[1], token_types=packed[2], offsets=tuple(offsets))
+    lengths = [len(item.tokens) for item in items]
+    offsets = tuple(accumulate(lengths, initial=0))
+    packed = torch.empty(3, offsets[-1], dtype=torch.int64, pin_memory=device.type == "cuda")
+    tokens, positions, types = packed.numpy()  # torch's own ways from a list are ten times slower
+    tokens[:] = np.fromiter(chain.from_iterable(item.tokens for item in items), np.int64, offsets[-1])
+    positions[:] = np.arange(first_position, first_position + offsets[-1]) - np.repeat(offsets[:-1], lengths)
+    types[:] = 0
+    for item, start in zip(items, offsets, strict=False):
+        if item.token_types:
+            types[start : start + len(item.tokens)] = item.token_types
+    packed = packed.to(device, non_blocking=True)
+    return PackedBatch(packed[0], packed[1], offsets, token_types=packed[2], stacked=packed)

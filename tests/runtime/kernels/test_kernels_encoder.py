@@ -15,7 +15,10 @@ from lodger.runtime.attention.sdpa import SdpaAttention
 from lodger.runtime.context import attending
 from lodger.runtime.encoder import DenseEncoder
 from lodger.runtime.fused_encoder import FusedEncoder
+from lodger.runtime.kernels.embeddings import embed
+from lodger.runtime.kernels.encoder_attention import attend_texts
 from lodger.runtime.kernels.layer_norm import layer_norm
+from lodger.runtime.kernels.tiling import text_tiles
 from lodger.runtime.layers import Placement
 from lodger.runtime.packed import pack_items
 from lodger.runtime.precision import precision
@@ -35,9 +38,8 @@ def random(where: Where, *shape: int) -> torch.Tensor:
 def test_norm_of_a_sum(tokens: int, width: int, where: Where) -> None:
     x, residual = random(where, tokens, width) + 3, random(where, tokens, width)
     weight, bias = random(where, width), random(where, width)
-    added, kept = x.double() + residual.double(), residual.clone()
-    centred = added - added.mean(-1, keepdim=True)
-    expected = centred * (centred.pow(2).mean(-1, keepdim=True) + EPSILON).rsqrt() * weight.double() + bias.double()
+    kept = residual.clone()
+    expected = layer_norm_of(x.double() + residual.double(), weight.double(), bias.double())
     assert far(layer_norm(x, residual, weight, bias, EPSILON), expected) < TOLERANCE[where[1]]
     assert torch.equal(residual, kept)
 
@@ -45,6 +47,39 @@ def test_norm_of_a_sum(tokens: int, width: int, where: Where) -> None:
 def test_norm_of_equal_numbers_is_the_bias(where: Where) -> None:
     x, bias = random(where, 2, 96) * 0 + 2, random(where, 96)
     assert torch.equal(layer_norm(x, x.clone(), random(where, 96), bias, EPSILON), bias.expand(2, -1))
+
+
+@pytest.mark.parametrize("width", [96, 1024])
+def test_the_norm_of_a_sum_of_embeddings(width: int, where: Where) -> None:
+    tables = tuple(random(where, rows, width) for rows in (50, 20, 2))
+    weight, bias = random(where, width), random(where, width)
+    inputs = torch.stack([torch.randint(rows, (7,), device=where[0]) for rows in (50, 20, 2)])
+    added = sum(table.double()[ids] for table, ids in zip(tables, inputs, strict=True))
+    expected = layer_norm_of(added, weight.double(), bias.double())
+    found = embed(inputs, (tables[0], tables[1], tables[2]), (weight, bias, EPSILON))
+    assert far(found, expected) < TOLERANCE[where[1]]
+    assert torch.equal(embed(inputs.int(), (tables[0], tables[1], tables[2]), (weight, bias, EPSILON)), found)
+
+
+def layer_norm_of(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    centred = x - x.mean(-1, keepdim=True)
+    return centred * (centred.pow(2).mean(-1, keepdim=True) + EPSILON).rsqrt() * weight + bias
+
+
+@pytest.mark.parametrize("lengths", [(1,), (64, 128), (5, 1, 130, 64, 17), (300,)])
+@pytest.mark.parametrize(("heads", "dim"), [(2, 64), (3, 32), (2, 24), (1, 128)])
+def test_texts_attend_within_themselves(lengths: tuple[int, ...], heads: int, dim: int, where: Where) -> None:
+    qkv = random(where, sum(lengths), 3 * heads * dim)
+    query, key, value = qkv.double().view(-1, 3, heads, dim).unbind(1)
+    tiles = torch.tensor([*text_tiles(lengths), (0, 0, 0, 0)], dtype=torch.int32, device=where[0])
+    found = attend_texts(qkv, dim, tiles, 0.3).view(-1, heads, dim)
+    start = 0
+    for length in lengths:
+        own = slice(start, start + length)
+        scores = torch.einsum("qhd,khd->hqk", query[own], key[own]) * 0.3
+        expected = torch.einsum("hqk,khd->qhd", scores.softmax(-1), value[own])
+        assert far(found[own], expected) < 2 * TOLERANCE[where[1]]
+        start += length
 
 
 @pytest.mark.parametrize("family", ["minilm", "bge-m3"])

@@ -35,8 +35,15 @@ def _norm(x, residual, weight, bias, width, epsilon, PADDED: tl.constexpr):
     inside = at < width
     value = tl.load(x + row + at, mask=inside, other=0.0).to(tl.float32)
     value += tl.load(residual + row + at, mask=inside, other=0.0).to(tl.float32)
+    value = normed(value, weight, bias, at, inside, width, epsilon)
+    tl.store(x + row + at, value.to(x.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def normed(value, weight, bias, at, inside, width, epsilon):
+    """Of one row in float32; 0 where it is not `inside`."""
     scale = tl.load(weight + at, mask=inside, other=0.0).to(tl.float32)
     shift = tl.load(bias + at, mask=inside, other=0.0).to(tl.float32)
-    value = tl.where(inside, value - tl.sum(value, 0) / width, 0.0)
-    value = value * tl.rsqrt(tl.sum(value * value, 0) / width + epsilon) * scale + shift
-    tl.store(x + row + at, value.to(x.dtype.element_ty), mask=inside)
+    # Rounded division, unlike `/`: what is left of equal numbers would be multiplied by 1 / sqrt(epsilon).
+    value = tl.where(inside, value - tl.div_rn(tl.sum(value, 0), width.to(tl.float32)), 0.0)
+    return value * tl.rsqrt(tl.sum(value * value, 0) / width + epsilon) * scale + shift

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 MOST_SPLITS = 64
+TEXT_ROWS = 64  # tokens of a text that one program of an encoder's attention serves
 PROGRAMS_PER_PROCESSOR = 2  # of decoding; what fills a card without leaving a last wave half empty
 
 
@@ -55,6 +56,17 @@ def cut(rows: Iterable[tuple[int, int, int, int]], tokens: int) -> list[Tile]:
         for at in range(0, count, tokens)
     ]
     return sorted(tiles, key=lambda tile: -tile.position)
+
+
+def text_tiles(lengths: Iterable[int]) -> list[tuple[int, int, int, int]]:
+    """Of texts that lie end to end: (first token, token after the text's last, the text's first token, 0)."""
+    tiles: list[tuple[int, int, int, int]] = []
+    start = 0
+    for length in lengths:
+        end = start + length
+        tiles.extend((first, end, start, 0) for first in range(start, end, TEXT_ROWS))
+        start = end
+    return tiles
 
 
 def splits_for(programs: int, longest: int, least: int, processors: int) -> int:
