@@ -4,17 +4,38 @@ from __future__ import annotations
 
 import msgspec
 
+from lodger.units import KIB, MIB
+
+# Unused ends of the segments that torch's allocator takes from a GPU, of 2 and 20 MiB.
+SEGMENTS = 32 * MIB
+
+
+def workspaces(capability: tuple[int, int] | None) -> int:
+    """Bytes that cuBLAS has of torch's allocator for intermediate sums, on a GPU of this compute capability.
+
+    torch gives each thread one for each stream it multiplies on: the device's thread, the one that loads, and that one
+    while it captures. They are of 32 MiB on Hopper and 8,320 KiB elsewhere (`getChosenWorkspaceSize`, torch 2.11).
+    """
+    return 3 * (32 * MIB if capability is not None and capability[0] == 9 else 8320 * KIB)
+
 
 class Budget(msgspec.Struct, frozen=True, kw_only=True):
     """Bytes granted to one model on one device, and the limits that keep it inside them."""
 
     weights: int
     kv_cache: int = 0
+    captured: int = 0  # on a GPU: what a decoder's captured steps hold while the model is awake
     activations: int = 0  # peak of one step of `step_tokens` tokens
     step_tokens: int = 2048  # most tokens in one forward
     context_length: int = 0  # tokens of one sequence that are served
     block_size: int = 16  # tokens in one block of the KV cache
+    sequences: int = 256  # most chats in one step
 
     @property
     def total(self) -> int:
-        return self.weights + self.kv_cache + self.activations
+        return self.kept + self.activations
+
+    @property
+    def kept(self) -> int:
+        """Bytes held between steps too."""
+        return self.weights + self.kv_cache + self.captured

@@ -40,10 +40,11 @@ def test_the_text_names_device_neighbours_parts_and_rest() -> None:
         "pid 4211 60.00 GiB alice, python",
         "pid 77 unknown",
         "reserve 1.00 GiB stays free for others",
-        "worker process 0.70 GiB CUDA context and cuBLAS",
+        "worker process 0.72 GiB CUDA context and cuBLAS",
         "weights 7.49 GiB",
         f"KV cache {gib(CHAT.budget.kv_cache)} {CHAT.kv_tokens:,} tokens",
-        "activations 0.23 GiB steps of 8,192 tokens",
+        f"captured steps {gib(CHAT.budget.captured)} of up to {CHAT.budget.sequences} chats",
+        f"activations {gib(PLAN.steps)} one step at a time, the largest of 8,192 tokens by bge-m3-local",
     ]:
         assert line in lines, line
     assert any(line.endswith(f"chat, bfloat16, context {CHAT.kv_tokens:,} tokens") for line in lines)
@@ -55,7 +56,8 @@ def test_the_rows_add_up() -> None:
     held = sum(size for name, size in top.items() if name != "NVIDIA A100" and size)
     assert held == DEVICE.free + DEVICE.ours
     for model in PLAN.models:
-        assert top[model.uid] == model.budget.total
+        assert top[model.uid] == model.budget.kept == model.budget.total - model.budget.activations
+    assert top["activations"] == max(model.budget.activations for model in PLAN.models)
 
 
 def test_the_table_has_the_same_words() -> None:
@@ -71,7 +73,8 @@ def test_json_is_in_bytes() -> None:
     assert found["needed"] + found["left"] == found["available"] == 13 * GIB
     chat = found["models"][0]
     assert chat["uid"] == "qwen3-4b-chat-local"
-    assert chat["total"] == chat["weights"] + chat["kv_cache"] + chat["activations"]
+    assert chat["total"] == chat["weights"] + chat["kv_cache"] + chat["captured"]
+    assert found["activations"] == max(model["activations"] for model in found["models"])
     assert chat["kv_tokens"] == chat["context_length"] == CHAT.kv_tokens
 
 

@@ -55,10 +55,20 @@ def test_activations_of_an_encoder_step() -> None:
 
 def test_activations_of_a_decoder_step() -> None:
     size = footprint.activations(QWEN3_4B, "bfloat16", GPU, step_tokens=2048, context=8192, kv_tokens=8192)
-    tokens = 2048 * (3 * 2560 + 4 * 9728) * 2
-    captured = 256 * (3 * 2560 + 4 * 9728 + 151_936) * 2 + footprint.GRAPHS
-    sampled, attention = 32 * 151_936 * (2 + 24), 2 * 132 * 64 * 128 * 4
-    assert size == tokens + captured + sampled + attention
+    assert size == 2048 * (3 * 2560 + 4 * 9728) * 2 + 2 * 132 * 64 * 128 * 4
+    size = footprint.activations(QWEN3_4B, "bfloat16", GPU, step_tokens=512, context=8192, kv_tokens=8192)
+    assert size == 32 * 151_936 * (2 + 24), "sampling begins when the layers are done"
+
+
+def test_captured_steps() -> None:
+    size = footprint.captured(QWEN3_4B, "bfloat16", GPU, sequences=64, kv_tokens=8192)
+    row = (3 * 2560 + 4 * 9728 + 151_936) * 2 + 8192 // 16 * 4
+    assert size == 64 * row + 2 * 132 * 64 * 128 * 4 + footprint.GRAPHS
+    quantised = footprint.captured(QWEN3_4B, "bfloat16", GPU, sequences=64, kv_tokens=8192, int8=True)
+    assert quantised == size + footprint.INT8_WORKSPACE
+    assert not footprint.captured(QWEN3_4B, "float32", GPU, sequences=64, kv_tokens=8192)
+    assert not footprint.captured(QWEN3_4B, "bfloat16", CPU, sequences=64, kv_tokens=8192)
+    assert not footprint.captured(BGE_M3, "float16", GPU, sequences=64, kv_tokens=0)
 
 
 def test_activations_of_a_decoder_step_with_torchs_own_attention() -> None:
@@ -126,7 +136,9 @@ def test_dtype_on_a_cpu_is_the_upper_bound_unless_asked() -> None:
 
 
 def test_the_worker_itself() -> None:
-    assert footprint.process(GPU, (151_936, 250_002)) == (550 + 164) * MIB
+    assert footprint.process(GPU, (151_936, 250_002)) == (550 + 132 + 32) * MIB + 3 * 8320 * KIB
+    hopper = msgspec.structs.replace(GPU, compute_capability=(9, 0))
+    assert footprint.process(hopper, ()) - footprint.process(GPU, ()) == 3 * (32 * MIB - 8320 * KIB)
     assert footprint.process(CPU, ()) < footprint.process(CPU, (151_936,)) < 600 * MIB
 
 

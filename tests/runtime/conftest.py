@@ -7,14 +7,17 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 
-from lodger.budget import Budget
 from lodger.catalogue.facts import ModelFacts
 from lodger.catalogue.inspect import inspect_folder
+from lodger.device.view import DeviceView
 from lodger.engines.base import LoadRequest
 from lodger.engines.native import NativeEngine
+from lodger.plan.demand import Demand
+from lodger.plan.values import Candidate
 from lodger.runtime import kv
 from lodger.runtime.loading import load_runner
 from lodger.runtime.precision import precision
@@ -77,11 +80,18 @@ class Serve:
         return self._served[key]
 
     def fresh(self, facts: ModelFacts, *, dtype: str | None = "float32", blocks: int = 256, **budget: Any) -> Any:
-        """A model of its own with a KV cache of `blocks` blocks of 16 tokens, to be closed by the test."""
-        block = kv.block_bytes(facts, 16, torch.float32)
-        granted = {"weights": GIB, "kv_cache": blocks * block, "step_tokens": 256, "context_length": 0} | budget
+        """A model of its own with a KV cache of `blocks` blocks of 16 tokens, to be closed by the test. For the rest it
+        is granted what the plan says."""
+        kind: Any = self._device.type
+        view = DeviceView(id=str(self._device), kind=kind, name="any", total=GIB, free=GIB)
+        planned = Demand(Candidate(ModelSpec(uid="any"), facts), view, dtype or "bfloat16", None).smallest
+        kept = {
+            "weights": GIB,
+            "kv_cache": blocks * kv.block_bytes(facts, 16, torch.float32),
+        }
+        granted = msgspec.structs.replace(planned, **{**kept, "step_tokens": 256, "context_length": 0, **budget})
         spec = ModelSpec(uid=f"{facts.name}-{next(self._numbers)}")
-        request = LoadRequest(spec=spec, facts=facts, budget=Budget(**granted), device=str(self._device), dtype=dtype)
+        request = LoadRequest(spec=spec, facts=facts, budget=granted, device=str(self._device), dtype=dtype)
         return self.engine.load(request, lambda _: None)
 
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple, TypeVar
 
 import psutil
 import torch
 
-from lodger.budget import Budget
 from lodger.catalogue.facts import ModelFacts, RerankMethod, TokenHead
 from lodger.engines.base import LoadedInfo, LoadRequest
 from lodger.engines.native_embed import EmbeddingModel
@@ -22,18 +22,16 @@ from lodger.engines.native_rerank import BiEncoder, CrossEncoder, MultiVector, Y
 from lodger.engines.native_weights import Weights
 from lodger.errors import ModelProblem
 from lodger.runtime import kv
+from lodger.runtime.allocator import Grant, allowance, make_workspace, trim
 from lodger.runtime.device_loop import DeviceLoop
 from lodger.runtime.dtype import precisions
 from lodger.runtime.loading import load_runner
 from lodger.runtime.virtual_memory import virtual_memory
 from lodger.text.tokenizer import Tokenizer
-from lodger.units import MIB, gib
+from lodger.units import gib
 
 _TOKENIZER_THREADS = 2
 Result = TypeVar("Result")
-# What torch's allocator holds on a GPU beside tensors: cuBLAS' workspaces, which the plan counts with the process, and
-# for each model the unused ends of its segments, which are of 2 and 20 MiB.
-_CUBLAS, _SEGMENTS = 164 * MIB, 32 * MIB
 _ENCODERS: dict[RerankMethod | None, type[EncodingModel]] = {
     None: EmbeddingModel,
     "cross-encoder": CrossEncoder,
@@ -64,9 +62,11 @@ class NativeEngine:
         self._device = torch.device(device)
         self._loop = DeviceLoop(device)
         self._pool = ThreadPoolExecutor(_TOKENIZER_THREADS, thread_name_prefix="tokenizer")
+        if self._device.type == "cuda":
+            self._loop.post(partial(_own_products, self._device))
         self._weights: dict[_Key, Weights] = {}
         self._users: dict[str, _Key] = {}  # uid -> whose weights it uses
-        self._granted: dict[str, int] = {}  # uid -> bytes
+        self._allowance = allowance(self._device) if self._device.type == "cuda" else None
 
     def load(self, request: LoadRequest, progress: Callable[[float], None]) -> ServedModel:
         """
@@ -74,10 +74,9 @@ class NativeEngine:
             ModelProblem: the folder cannot be served; its subclasses say why.
             OutOfMemory: the weights or the KV cache do not fit into what was granted, or the device has no more.
         """
-        self._grant(request.spec.uid, request.budget)
         meanwhile = f"{request.facts.name} was loaded into {gib(request.budget.total)}"
         try:
-            with out_of_memory(meanwhile):
+            with out_of_memory(meanwhile), self._granted(request):
                 return _in_own_thread(partial(self._load, request, progress))
         except BaseException:
             self._release(request.spec.uid)
@@ -128,26 +127,37 @@ class NativeEngine:
         )
         serving = Serving(uid, facts, info, tokenizer, self._loop, self._pool, weights, lambda: self._release(uid))
         if cache is not None:
-            return GenerateModel(serving, runner, cache, budget.step_tokens)
+            return GenerateModel(serving, runner, cache, budget)
         return _ENCODERS[facts.rerank_method](serving, runner, budget.step_tokens)
 
-    def _grant(self, uid: str, budget: Budget) -> None:
-        """Count what torch's allocator may hold for this model; on a GPU it refuses more than the sum of all. Weights
-        and KV cache are not in it where their memory is mapped by us."""
-        if self._device.type == "cuda":
-            self._granted[uid] = budget.activations if virtual_memory(self._device) else budget.total
-            most = _CUBLAS + sum(grant + _SEGMENTS for grant in self._granted.values())
-            total = torch.cuda.get_device_properties(self._device).total_memory
-            torch.cuda.set_per_process_memory_fraction(min(most / total, 1.0), self._device)
+    @contextmanager
+    def _granted(self, request: LoadRequest) -> Iterator[None]:
+        """While a model loads and from then on torch's allocator may hold what it was granted, on a GPU. Weights and KV
+        cache are not in there where their memory is mapped by us."""
+        if self._allowance is None:
+            yield
+            return
+        budget = request.budget
+        kept = budget.captured if virtual_memory(self._device) else budget.kept
+        self._allowance.grant((id(self), request.spec.uid), Grant(kept, budget.activations))
+        with self._allowance.loading():
+            yield
 
     def _release(self, uid: str) -> None:
         """Forget a model; the last one that uses some weights takes them along."""
-        self._granted.pop(uid, None)
+        if self._allowance is not None:
+            self._allowance.revoke((id(self), uid))
         key = self._users.pop(uid, None)
         if key is not None and self._weights[key].leave(uid):
             del self._weights[key]
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
+        trim()
+
+
+def _own_products(device: torch.device) -> None:
+    """The device's thread gets its handle of cuBLAS first. Each thread that multiplies has one, with a workspace for
+    each stream; those of threads that ended go to the next ones, so that no more than two are ever made."""
+    with torch.cuda.device(device):
+        make_workspace()
 
 
 def _in_own_thread(load: Callable[[], Result]) -> Result:

@@ -9,6 +9,7 @@ from functools import partial
 
 import msgspec
 
+from lodger.budget import Budget
 from lodger.engines.native_model import ServedModel, Serving, check_ids, out_of_memory
 from lodger.errors import ContextExceeded, EmptyInput, InvalidRequest, Unsupported
 from lodger.runtime.generating import GenerateLane, Generation, Made
@@ -28,8 +29,8 @@ Arrivals = asyncio.Queue[tuple[int, Made]]  # index of the choice, and what beca
 class GenerateModel(ServedModel):
     """Serves chat and completion tasks."""
 
-    def __init__(self, serving: Serving, runner: Runner, cache: KVCache, step_tokens: int) -> None:
-        self._lane = GenerateLane(serving.uid, runner, cache, step_tokens)
+    def __init__(self, serving: Serving, runner: Runner, cache: KVCache, budget: Budget) -> None:
+        self._lane = GenerateLane(serving.uid, runner, cache, budget.step_tokens, budget.sequences)
         self._template = ChatTemplate.load(serving.facts.path)
         self._device = runner.device
         super().__init__(serving, self._lane, cache)

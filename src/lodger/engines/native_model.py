@@ -11,12 +11,11 @@ from itertools import count
 from traceback import clear_frames
 from typing import TypeVar
 
-import torch
-
 from lodger.catalogue.facts import ModelFacts
 from lodger.engines.base import LoadedInfo
 from lodger.engines.native_weights import Weights
 from lodger.errors import InvalidRequest, ModelAsleep, OutOfMemory, WrongKind
+from lodger.runtime.allocator import trim
 from lodger.runtime.device_loop import DeviceLoop, ModelLane
 from lodger.runtime.kv import KVCache
 from lodger.runtime.recovery import is_out_of_memory
@@ -75,8 +74,7 @@ class ServedModel:
         if self._cache is not None:
             self._cache.sleep()
         self._serving.weights.sleep(self._serving.uid, keep=keep)
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()  # activations of its steps
+        trim()  # activations of its steps
 
     def wake(self) -> None:
         """See `engines.base.Model`."""

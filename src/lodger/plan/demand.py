@@ -27,6 +27,7 @@ MIN_ENCODER_CONTEXT = 512
 ENCODER_CONTEXT = 8192  # served when nobody asks for more: a longer text makes every step's activations larger
 CALLERS, CALLER_TOKENS = 16, 4096  # a chat model's KV cache is wanted for so many sequences of so many tokens
 _INT8_CAPABILITY = (8, 0)  # of a GPU that the kernels were measured on or compiled for
+SHORT_CHAT, MIN_SEQUENCES = 128, 16  # tokens of one that many of at once are served of; fewer are never planned for
 MIN_STEP, STEP = 512, 2048  # tokens of one step: on a tight budget, and else
 
 
@@ -78,6 +79,14 @@ class Demand(NamedTuple):
             return 0
         return -(-max(self.floor, min(level, self.ceiling)) // BLOCK) * BLOCK
 
+    def sequences(self, level: int) -> int:
+        """Most chats in one step: as many as the KV cache has room for when they are short. On a GPU each costs a row
+        of logits and activations in the captured steps."""
+        most = footprint.LOGITS_ROWS[self.device.kind]
+        if self.device.kind == "cpu":
+            return most
+        return min(most, max(MIN_SEQUENCES, self.kv_tokens(level) // SHORT_CHAT))
+
     def budget(self, level: int) -> Budget:
         """The grant at `level`; no part of it shrinks when the level rises, and none of a loaded model's changes."""
         if self.candidate.held is not None:
@@ -94,9 +103,13 @@ class Demand(NamedTuple):
                 facts, self.dtype, self.device, step_tokens=step, context=context, kv_tokens=kv_tokens
             )
             + (footprint.INT8_WORKSPACE if self.int8 else 0),
+            captured=footprint.captured(
+                facts, self.dtype, self.device, sequences=self.sequences(level), kv_tokens=kv_tokens, int8=self.int8
+            ),
             step_tokens=step,
             context_length=context,
             block_size=BLOCK,
+            sequences=self.sequences(level),
         )
 
     def cost(self, level: int) -> int:
@@ -154,7 +167,16 @@ def weights_key(device: DeviceView, candidate: Candidate) -> tuple[object, ...]:
 
 def needed(device: DeviceView, wants: tuple[Demand, ...], levels: Mapping[str, int] = MappingProxyType({})) -> int:
     """Bytes of the worker and all its models, each at its level (0, the smallest grant, where none is given)."""
-    return process(device, wants) + sum(want.cost(levels.get(want.uid, 0)) for want in wants)
+    budgets = [want.budget(levels.get(want.uid, 0)) for want in wants]
+    kept = sum(own.kept - (own.weights if want.shares else 0) for own, want in zip(budgets, wants, strict=True))
+    apart = 0 if device.kind == "cuda" else sum(own.activations for own in budgets)
+    return process(device, wants) + steps(device, budgets) + kept + apart
+
+
+def steps(device: DeviceView, budgets: Iterable[Budget]) -> int:
+    """Bytes of the activations that all models share. One step runs at a time, so on a GPU, where what one leaves is
+    there for the next, that is the largest; a CPU's heap has pieces of many sizes, and each model counts its own."""
+    return max((own.activations for own in budgets), default=0) if device.kind == "cuda" else 0
 
 
 def available(device: DeviceView, reserve: int) -> int:

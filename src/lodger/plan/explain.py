@@ -29,6 +29,10 @@ def rows(plan: Plan) -> list[Row]:
     lines = [*_device_rows(plan), Row("reserve", plan.reserve, "stays free for others")]
     if plan.models:
         lines.append(Row("worker process", plan.process, _process_detail(plan)))
+    if plan.steps:
+        largest = max(plan.models, key=lambda model: model.budget.activations)
+        steps = f"one step at a time, the largest of {largest.budget.step_tokens:,} tokens by {largest.uid}"
+        lines.append(Row("activations", plan.steps, steps))
     for model in plan.models:
         lines += _model_rows(plan, model)
     return [*lines, Row("left", plan.left, "not needed")]
@@ -60,6 +64,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         "reserve": plan.reserve,
         "available": plan.available,
         "process": plan.process,
+        "activations": plan.steps,
         "needed": plan.needed,
         "left": plan.left,
         "models": [
@@ -101,15 +106,17 @@ def _process_detail(plan: Plan) -> str:
 
 
 def _model_rows(plan: Plan, model: ModelPlan) -> list[Row]:
-    budget, added = model.budget, plan.added(model)
+    budget, added, shared = model.budget, plan.added(model), plan.is_shared(model)
     weights = f"{model.quantization} weights, " if model.quantization else ""
     detail = f"{model.facts.kind}, {model.dtype}, {weights}context {budget.context_length:,} tokens"
-    shared = added < budget.total
     lines = [Row(model.uid, added, detail)]
     lines.append(Row("weights", 0 if shared else budget.weights, f"those of {model.shares}" if shared else "", depth=1))
     if budget.kv_cache:
         lines.append(Row("KV cache", budget.kv_cache, f"{model.kv_tokens:,} tokens", depth=1))
-    lines.append(Row("activations", budget.activations, f"steps of {budget.step_tokens:,} tokens", depth=1))
+    if budget.captured:
+        lines.append(Row("captured steps", budget.captured, f"of up to {budget.sequences} chats", depth=1))
+    if not plan.steps:
+        lines.append(Row("activations", budget.activations, f"steps of {budget.step_tokens:,} tokens", depth=1))
     return lines + [Row("note", None, note, depth=1) for note in model.notes]
 
 

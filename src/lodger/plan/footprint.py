@@ -6,6 +6,7 @@ step, C tokens of the served context, b bytes of one element.
 
 from __future__ import annotations
 
+from lodger.budget import SEGMENTS, workspaces
 from lodger.catalogue.facts import ModelFacts
 from lodger.device.view import DeviceView
 from lodger.units import MIB
@@ -17,7 +18,7 @@ INT8_WORKSPACE = 32 * MIB
 HALF = ("bfloat16", "float16")
 
 CUDA_CONTEXT = 550 * MIB  # measured 529 to 621 MiB on an H100 (driver 580, torch 2.11)
-CUBLAS = 164 * MIB  # first matrix product, same machine: workspace and kernels
+CUBLAS = 132 * MIB  # kernels that the first matrix products load, same machine; beside `budget.workspaces`
 # Resident set of a worker on a CPU after one float32 and one bfloat16 forward: 391 MiB, of which torch 2.13 is 206 and
 # transformers' modelling code 140 (psutil, Linux x86-64, Python 3.11). The rest is for sockets, threads and buffers.
 WORKER_CPU = 420 * MIB
@@ -121,15 +122,32 @@ def activations(
     if not facts.generates:
         answers = device.kind == "cpu" and facts.kind == "embedding" and "colbert" in facts.token_heads
         return peak + (ANSWER if answers else 0)
-    if _has_kernels(device) and b == 2:
-        captured = LOGITS_ROWS["cuda"] * (max(attention, feed_forward) + facts.vocab_size) * b + GRAPHS
-        return peak + captured + _logits(facts, b, SAMPLED_ROWS) + ATTENTION_PARTS * facts.head_dim
+    if _captures(device, b):
+        return max(peak + ATTENTION_PARTS * facts.head_dim, _logits(facts, b, SAMPLED_ROWS))
     return peak + _logits(facts, b, LOGITS_ROWS[device.kind]) + _attention(keys, b, step_tokens, context, kv_tokens)
 
 
-def _has_kernels(device: DeviceView) -> bool:
+def captured(
+    facts: ModelFacts, dtype: str, device: DeviceView, *, sequences: int, kv_tokens: int, int8: bool = False
+) -> int:
+    """Bytes that the captured steps of a decoder hold, for one token of each of `sequences`.
+
+    A row of logits for each, the largest step's activations, which all of them share, parts of split attention, and a
+    table of blocks: 4 bytes for every 16 tokens of the cache and each sequence.
+    """
+    b = _computed(dtype, device)
+    if not facts.generates or not _captures(device, b):
+        return 0
+    h, i = facts.hidden_size, facts.intermediate_size
+    queries, keys = facts.attention_heads * facts.head_dim, facts.kv_heads * facts.head_dim
+    row = (max(3 * h + 6 * queries + 6 * keys, 3 * h + 4 * i) + facts.vocab_size) * b
+    parts = ATTENTION_PARTS * facts.head_dim + (INT8_WORKSPACE if int8 else 0)
+    return sequences * (row + kv_tokens // 16 * 4) + parts + GRAPHS
+
+
+def _captures(device: DeviceView, b: int) -> bool:
     """Whether our own kernels run there, and steps are captured. Where they lack a compiler, the rest is slower."""
-    return device.kind == "cuda" and (device.compute_capability or (8, 0)) >= (8, 0)
+    return device.kind == "cuda" and (device.compute_capability or (8, 0)) >= (8, 0) and b == 2
 
 
 def _attention(keys: int, b: int, step_tokens: int, context: int, kv_tokens: int) -> int:
@@ -157,5 +175,5 @@ def process(device: DeviceView, vocabularies: tuple[int, ...]) -> int:
     through a prompt of 8,000 tokens and 64 streams at once: 1.81 GiB planned, 1.66 GiB resident at most.
     """
     if device.kind == "cuda":
-        return CUDA_CONTEXT + CUBLAS
+        return CUDA_CONTEXT + CUBLAS + workspaces(device.compute_capability) + SEGMENTS
     return WORKER_CPU + sum(size * TOKENIZER_ENTRY for size in vocabularies)

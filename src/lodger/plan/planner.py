@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from lodger.device.view import DeviceView
-from lodger.plan.demand import CALLER_TOKENS, Demand, available, demands, fits, highest, needed, process
+from lodger.plan.demand import CALLER_TOKENS, Demand, available, demands, fits, highest, needed, process, steps
 from lodger.plan.refusal import refusal
 from lodger.plan.values import Candidate, ModelPlan, Plan
 from lodger.units import GIB, MIB
@@ -44,6 +44,7 @@ def plan(device: DeviceView, candidates: tuple[Candidate, ...], *, reserve: int 
         device=device,
         reserve=kept,
         process=process(device, wants),
+        steps=steps(device, [model.budget for model in granted.values()]),
         models=tuple(granted[candidate.spec.uid] for candidate in candidates),
     )
 

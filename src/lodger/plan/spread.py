@@ -15,7 +15,7 @@ import msgspec
 
 from lodger.device.view import DeviceView
 from lodger.errors import DoesNotFit, Unsupported
-from lodger.plan.demand import available, demands, fits, needed, process, weights_key
+from lodger.plan.demand import available, demands, fits, needed, process, steps, weights_key
 from lodger.plan.fraction import in_bytes
 from lodger.plan.planner import default_reserve, levels, plan, tops
 from lodger.plan.remedies import join_names
@@ -77,11 +77,13 @@ def spread(
 
 def _as_it_is(device: DeviceView, here: tuple[Candidate, ...], reserve: int | None) -> Plan:
     """Of what is loaded, whether or not others have taken more since than was left to them."""
+    models = tuple(one.held for one in here if one.held is not None)
     return Plan(
         device=device,
         reserve=default_reserve(device) if reserve is None else reserve,
         process=process(device, demands(device, here)),
-        models=tuple(one.held for one in here if one.held is not None),
+        steps=steps(device, [model.budget for model in models]),
+        models=models,
     )
 
 

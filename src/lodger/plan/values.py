@@ -37,16 +37,22 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     device: DeviceView
     reserve: int  # bytes left to others
     process: int  # bytes of the worker itself: libraries, and on a GPU its context
+    steps: int = 0  # on a GPU: activations of the largest step, which all models share: one step runs at a time
     models: tuple[ModelPlan, ...]
 
     @property
     def needed(self) -> int:
-        return self.process + sum(map(self.added, self.models))
+        return self.process + self.steps + sum(map(self.added, self.models))
 
     def added(self, model: ModelPlan) -> int:
-        """Bytes that `model` takes beyond what the others have: weights that are shared count once."""
-        shared = any(other.uid == model.shares for other in self.models)
-        return model.budget.total - (model.budget.weights if shared else 0)
+        """Bytes that `model` takes beyond what the others have: weights that are shared count once, and on a GPU
+        activations in `steps`."""
+        own = model.budget.kept if self.device.kind == "cuda" else model.budget.total
+        return own - (model.budget.weights if self.is_shared(model) else 0)
+
+    def is_shared(self, model: ModelPlan) -> bool:
+        """Whether the weights of `model` count for another one."""
+        return any(other.uid == model.shares for other in self.models)
 
     @property
     def available(self) -> int:

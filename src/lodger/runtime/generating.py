@@ -42,15 +42,20 @@ class Generation:
 
 
 class GenerateLane:
-    """Called by the device's thread only, apart from the constructor."""
+    """Called by the device's thread only, apart from the constructor.
 
-    def __init__(self, name: str, runner: Runner, cache: KVCache, step_tokens: int) -> None:
+    Args:
+        most: sequences in one step; the device's own limit where that is lower.
+    """
+
+    def __init__(self, name: str, runner: Runner, cache: KVCache, step_tokens: int, most: int = 256) -> None:
         self.name = name
         self.step_tokens = step_tokens
         self._stepper: Stepper | None = None  # None while the model sleeps
         self._resting: Stepper | None = None
         self._launched: Launched | None = None  # its tokens are not known yet
         self._cache = cache
+        self._most = most
         self._generations: dict[int, Generation] = {}
         self.wake(runner)
 
@@ -69,7 +74,7 @@ class GenerateLane:
         self._resting = None
 
     def wake(self, runner: Runner) -> None:
-        self._max_running = MAX_RUNNING[runner.device.type]
+        self._max_running = min(self._most, MAX_RUNNING[runner.device.type])
         resting, self._resting = self._resting, None
         if resting is not None and resting.resume(runner):
             self._stepper = resting

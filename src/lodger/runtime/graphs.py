@@ -9,10 +9,11 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
+from lodger.runtime.allocator import capture_stream, capturing, make_workspace
 from lodger.runtime.attention.paged import DecodePlan
 from lodger.runtime.context import attending
 from lodger.runtime.fused import FusedDecoder
@@ -67,29 +68,28 @@ class DecodeGraphs:
     def _capture(self, runner: Runner) -> None:
         """Capture every bucket, the largest first, whose memory the others then use.
 
-        Each step runs once before, so that nothing is compiled, loaded or allocated for good while it is captured. The
-        stream is this model's own, and so is cuBLAS's workspace: a captured product goes on using it.
+        Each step runs once before, so that nothing is compiled, loaded or allocated for good while it is captured.
         """
         pool = torch.cuda.graph_pool_handle()
-        stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
-        before = torch.cuda.current_stream(self._device)
-        with own_counters(self._device) as self._counters, torch.cuda.stream(stream):
-            stream.wait_stream(before)
+        with own_counters(self._device) as self._counters:
             for size in reversed(self.buckets):
                 self._send([], size, {})
                 self._step(runner, size)
-                graph = torch.cuda.CUDAGraph()
-                graph.capture_begin(pool=pool, capture_error_mode="thread_local")  # other models go on meanwhile
-                try:
-                    self._step(runner, size)
-                except BaseException:
-                    with suppress(RuntimeError):  # of a capture that is invalid by now; what made it so is raised
-                        graph.capture_end()
-                    raise
-                graph.capture_end()
-                self._graphs[size] = graph
-        stream.synchronize()
-        self._stream = stream  # kept, with its workspace
+                self._graphs[size] = self._captured(runner, size, pool)
+
+    def _captured(self, runner: Runner, size: int, pool: Any) -> torch.cuda.CUDAGraph:
+        graph = torch.cuda.CUDAGraph()
+        with capturing(), torch.cuda.stream(capture_stream(self._device)):
+            make_workspace()
+            graph.capture_begin(pool=pool, capture_error_mode="thread_local")  # other models go on meanwhile
+            try:
+                self._step(runner, size)
+            except BaseException:
+                with suppress(RuntimeError):  # of a capture that is invalid by now; what made it so is raised
+                    graph.capture_end()
+                raise
+            graph.capture_end()
+        return graph
 
     def serves(self, step: GenerateStep) -> bool:
         """One token of each row, not too many rows, none of them too long."""

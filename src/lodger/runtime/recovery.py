@@ -10,6 +10,7 @@ import psutil
 import torch
 
 from lodger.errors import InternalError, LodgerError, OutOfMemory
+from lodger.runtime.allocator import trim
 from lodger.units import gib
 
 _log = logging.getLogger("lodger.runtime")
@@ -45,8 +46,7 @@ def run_or_split(
     if parts is None:
         fail(work, error)
         return
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    trim()
     for part in parts:
         run_or_split(part, compute, halves, fail)
 

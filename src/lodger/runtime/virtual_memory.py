@@ -14,6 +14,8 @@ from typing import Any, Protocol
 
 import torch
 
+from lodger.runtime.allocator import trim
+
 _log = logging.getLogger("lodger.runtime")
 
 
@@ -103,7 +105,7 @@ class CudaMemory:
         try:
             memory = _checked(self._cuda.cuMemCreate(size, self._properties, 0))
         except MemoryError:
-            torch.cuda.empty_cache()  # what torch keeps for later may be all that is missing
+            trim()  # what torch keeps for later may be all that is missing
             memory = _checked(self._cuda.cuMemCreate(size, self._properties, 0))
         _checked(self._cuda.cuMemMap(address, size, 0, memory, 0))
         _checked(self._cuda.cuMemSetAccess(address, size, [self._access], 1))

@@ -11,6 +11,7 @@ from lodger.device.view import DeviceView
 from lodger.errors import Cancelled, InternalError, LodgerError
 from lodger.hub.base import Report, Work
 from lodger.plan import planner
+from lodger.plan.demand import steps
 from lodger.plan.spread import likely, meant
 from lodger.plan.values import Candidate, Plan
 from lodger.spec import ModelSpec
@@ -83,14 +84,16 @@ class Launcher:
         """What is granted now, on every device in use; on all that would be used, when none is."""
         views = await self.views()
         used = [view for view in views if self._held(view)] or self._placement.usable(views)
-        return tuple(
-            Plan(
-                device=view,
-                reserve=self._placement.reserve(view),
-                process=self._process.get(view.id, 0),
-                models=tuple(candidate.held for candidate in self._held(view) if candidate.held is not None),
-            )
-            for view in used
+        return tuple(self._plan_now(view) for view in used)
+
+    def _plan_now(self, view: DeviceView) -> Plan:
+        models = tuple(candidate.held for candidate in self._held(view) if candidate.held is not None)
+        return Plan(
+            device=view,
+            reserve=self._placement.reserve(view),
+            process=self._process.get(view.id, 0),
+            steps=steps(view, [model.budget for model in models]),
+            models=models,
         )
 
     async def _place(self) -> None:

@@ -6,9 +6,11 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
+from contextvars import copy_context
 from functools import partial
-from typing import cast
+from typing import TypeVar, cast
 
 from lodger.engines.base import Engine, Model
 from lodger.errors import InternalError, LodgerError, UidTaken, UnknownModel
@@ -20,11 +22,13 @@ from lodger.units import gib
 
 _HEARTBEAT_SECONDS = 1.0
 _log = logging.getLogger("lodger.worker")
+Result = TypeVar("Result")
 Request = m.Load | m.Unload | m.Sleep | m.Wake | m.Generate | m.Embed | m.Rerank
 
 
 class Host:
-    """Answers every request in a task of its own. One model at a time is loaded, put to sleep or woken, in a thread."""
+    """Answers every request in a task of its own. One model at a time is loaded, unloaded, put to sleep or woken, in a
+    thread: what one gives back another might be just taking."""
 
     def __init__(self, channel: Channel[m.ToWorker], engine: Engine) -> None:
         self._channel = channel
@@ -87,9 +91,10 @@ class Host:
             case m.Load():
                 await self._load(message)
             case m.Unload():
-                model = self._models.pop(message.uid, None)
-                if model is not None:
-                    await asyncio.to_thread(model.close)
+                async with self._loading:
+                    model = self._models.pop(message.uid, None)
+                    if model is not None:
+                        await _apart(model.close)
                 await self._channel.send(m.Done(message.id))
             case m.Sleep():
                 await self._turn(message, partial(self._model(message.uid).sleep, keep=message.keep))
@@ -112,7 +117,7 @@ class Host:
             if uid in self._models:
                 raise UidTaken(f"{uid} is loaded here already.")
             _log.info("loading %s", message.request.facts.name)
-            model = await asyncio.to_thread(self._engine.load, message.request, self._progress(message.id))
+            model = await _apart(partial(self._engine.load, message.request, self._progress(message.id)))
             self._models[uid] = model
         info = model.info
         parts = ", ".join(f"{part} {gib(size)}" for part, size in info.memory.items())
@@ -122,7 +127,7 @@ class Host:
     async def _turn(self, message: m.Sleep | m.Wake, turn: Callable[[], None]) -> None:
         async with self._loading:
             start = time.monotonic()
-            await asyncio.to_thread(turn)
+            await _apart(turn)
             _log.info("%s in %.2f s", "asleep" if isinstance(message, m.Sleep) else "awake", time.monotonic() - start)
             held = {uid: model.memory() for uid, model in self._models.items()}
         await self._channel.send(m.Held(message.id, held))
@@ -165,6 +170,15 @@ class Host:
         for model in self._models.values():
             model.close()
         self._engine.close()
+
+
+async def _apart(turn: Callable[[], Result]) -> Result:
+    """In a thread that ends with it: what libraries of the GPU hold for each thread goes to the next one then."""
+    thread = ThreadPoolExecutor(1, thread_name_prefix="turn")
+    try:
+        return await asyncio.get_running_loop().run_in_executor(thread, copy_context().run, turn)
+    finally:
+        thread.shutdown(wait=False)
 
 
 def _uid(message: Request) -> str:
