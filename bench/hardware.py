@@ -31,12 +31,28 @@ def describe() -> dict[str, Any]:
 
 
 def _gpus() -> list[str]:
-    query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+    return [", ".join(card[key] for key in _CARD[:3]) for card in cards()]
+
+
+_CARD = ("name", "memory.total", "driver_version", "clocks.max.sm", "clocks.max.mem", "power.limit")
+
+
+def cards() -> list[dict[str, str]]:
+    """Each GPU by nvidia-smi's own names: what decides its speed."""
+    query = ["nvidia-smi", f"--query-gpu={','.join(_CARD)}", "--format=csv,noheader"]
     try:
         found = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return []
-    return found.strip().splitlines()
+    return [dict(zip(_CARD, line.split(", "), strict=True)) for line in found.strip().splitlines()]
+
+
+def card_line(card: dict[str, str]) -> str:
+    """`NVIDIA H100 80GB HBM3 (81559 MiB, driver 580.65, up to 1980 and 2619 MHz, 700 W)`."""
+    sm, memory = (card[f"clocks.max.{part}"].removesuffix(" MHz") for part in ("sm", "mem"))
+    power = card["power.limit"].replace(".00", "")
+    clocks = f"up to {sm} and {memory} MHz"
+    return f"{card['name']} ({card['memory.total']}, driver {card['driver_version']}, {clocks}, {power})"
 
 
 def kind(host: dict[str, Any]) -> str:

@@ -1,0 +1,82 @@
+"""Everything that is measured on a GPU, in one call and within 8 minutes.
+
+    python -m bench.gpu [PART...] [--out FILE]
+
+Without PART all of them run, one after the other, each in a process of its own. The raw numbers of all are one JSON
+(default: bench/results/gpu/DATE-CARD.json), where parts that were not run again keep what they had; the table comes
+from that file. `--show` prints the table of a file and runs nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import time
+from pathlib import Path
+
+from bench import hardware
+from bench.gpu import document, part, reading, sheet
+from bench.gpu.parts import PARTS, ROOT, run
+
+WHOLE_S = 480  # of one call
+
+
+def options() -> argparse.Namespace:
+    about = "\n".join(f"  {name:12} {one.about} (at most {one.limit_s} s)" for name, one in PARTS.items())
+    shape = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("python -m bench.gpu", description=f"{__doc__}\n{about}", formatter_class=shape)
+    parser.add_argument("parts", nargs="*", metavar="PART", help="default: all")
+    parser.add_argument("--out", type=Path, help="the JSON")
+    parser.add_argument("--commit", help="of a copy of the sources without git")
+    parser.add_argument("--show", action="store_true", help="only print the table of --out")
+    given = parser.parse_args()
+    if unknown := [name for name in given.parts if name not in PARTS]:
+        parser.error(f"there is no part {', '.join(unknown)}; there are {', '.join(PARTS)}")
+    if given.show and not (given.out and given.out.exists()):
+        parser.error("--show needs --out with a file that is there")
+    return given
+
+
+def measure(names: list[str], commit: str | None, out: Path | None) -> Path:
+    """Run the parts and write the file after each: whatever ends this process, what was measured stays."""
+    now, end = document.begin(commit), time.monotonic() + WHOLE_S
+    out = out or ROOT / "bench" / "results" / "gpu" / f"{now['date']}-{hardware.kind(now['hardware'])}.json"
+    before = document.read(out)
+    document.merge(before, now)  # of another card: say so before minutes are spent
+    for name in names:
+        left = min(PARTS[name].limit_s, int(end - time.monotonic()))
+        if left < 1:
+            print(f"== {name}: left out, {WHOLE_S} s are over", flush=True)
+            continue
+        print(f"== {name}: {PARTS[name].about} (at most {left} s)", flush=True)
+        now["parts"][name] = run(PARTS[name], left)
+        print(f"== {name}: {now['parts'][name]['state']} after {now['parts'][name]['seconds']} s", flush=True)
+        document.write(out, document.merge(before, now))
+    return out
+
+
+def show(found: document.Document) -> None:
+    print(f"\n{sheet.text(reading.rows(found['parts']))}\n\n{document.line(found)}")
+    for name, one in found["parts"].items():
+        if one["state"] != "ok":
+            print(f"{name}: {one['state']} after {one['seconds']} s: {(one['said'] or ['it said nothing'])[-1]}")
+
+
+def main() -> None:
+    given = options()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the part ends with us
+    out = given.out
+    if not given.show:
+        part.need_gpu()
+        out = measure(given.parts or list(PARTS), given.commit, given.out)
+    found = document.read(out)
+    if not found:
+        raise SystemExit("Error: nothing was measured.")
+    show(found)
+    good = {name for name, one in found["parts"].items() if one["state"] == "ok"}
+    raise SystemExit(not good.issuperset(given.parts or PARTS))
+
+
+if __name__ == "__main__":
+    main()

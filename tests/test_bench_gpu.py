@@ -1,0 +1,213 @@
+"""What is measured on a GPU: the limits' arithmetic, the table, the JSON, and parts that fail alone."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.gpu import bounds, document, parts, reading, sheet
+from bench.gpu.bounds import QWEN3_4B, XLM_R_LARGE, Rates
+from bench.gpu.parts import PARTS, Part
+
+RATES = Rates(move=3.0e12, product=700e12)
+CARD = {
+    "name": "NVIDIA H100 80GB HBM3",
+    "memory.total": "81559 MiB",
+    "driver_version": "580.65.06",
+    "clocks.max.sm": "1980 MHz",
+    "clocks.max.mem": "2619 MHz",
+    "power.limit": "700.00 W",
+}
+
+
+def test_the_shapes_are_those_of_the_published_models() -> None:
+    assert QWEN3_4B.layer_parameters + QWEN3_4B.head_parameters == pytest.approx(4.022e9, rel=1e-3)
+    assert QWEN3_4B.key_bytes == 147_456
+    assert XLM_R_LARGE.layer_parameters * 2 == pytest.approx(0.604e9, rel=1e-3)
+
+
+def test_one_chat_reads_its_weights_and_many_read_keys_too() -> None:
+    assert bounds.decode_step_s(RATES, QWEN3_4B, 1, 320) == pytest.approx(2.70e-3, rel=2e-3)
+    assert bounds.decode_step_s(RATES, QWEN3_4B, 128, 320) == pytest.approx(4.70e-3, rel=2e-3)
+    assert bounds.decode_step_s(RATES, QWEN3_4B, 1, 320, weight_bytes=1) == pytest.approx(1.486e-3, rel=2e-3)
+    slow = Rates(move=3.0e12, product=70e12)
+    assert bounds.decode_step_s(slow, QWEN3_4B, 256, 320) == pytest.approx(256 * 8.23e9 / 70e12, rel=1e-2)
+
+
+def test_a_chat_is_its_prefill_and_its_steps() -> None:
+    prefill = bounds.prefill_s(RATES, QWEN3_4B, 256)
+    assert prefill == pytest.approx(2 * 256 * 3.633e9 / 700e12, rel=0.02)
+    step = bounds.decode_step_s(RATES, QWEN3_4B, 8, 320)
+    assert bounds.chats_s(RATES, QWEN3_4B, 8, 256, 128) == pytest.approx(8 * prefill + 127 * step)
+
+
+def test_long_texts_cost_their_scores() -> None:
+    short, long = (bounds.encoded_tok_s(RATES, XLM_R_LARGE, [length]) for length in (173, 8192))
+    assert short == pytest.approx(700e12 / 0.604e9, rel=0.03)
+    assert 0.4 < long / short < 0.5
+    assert bounds.prefill_s(RATES, XLM_R_LARGE, 8192) < bounds.prefill_s(RATES, XLM_R_LARGE, 8192, causal=False)
+
+
+def test_a_row_says_its_share_of_the_limit_and_whether_the_target_is_met() -> None:
+    rate = sheet.Row("chat", 6367, "tok/s", limit=10_000, peer=5190, target=7500)
+    assert sheet.cells(rate) == ["chat", "6,367 tok/s", "10,000", "64%", "5,190", "≥ 7,500", "NO"]
+    time_ = sheet.Row("wake", 0.36, "s", limit=0.15, target=0.5, less=True)
+    assert sheet.cells(time_) == ["wake", "0.36 s", "0.15", "42%", "", "≤ 0.50", "yes"]
+    assert sheet.cells(sheet.Row("sleep", 0.5, "s"))[2:] == ["", "", "", "", ""]
+    assert sheet.cells(sheet.Row("soak grows by", 0, "bytes", target=0, less=True))[-1] == "yes"
+
+
+def test_the_table_for_a_terminal_and_for_a_page() -> None:
+    both = [sheet.Row("a", 1, "s"), sheet.Row("b", 2000, "tok/s", target=1000)]
+    lines = sheet.text(both).splitlines()
+    assert lines[0].split() == list(sheet.HEADS)
+    assert {len(line) for line in lines[:1]} == {len(lines[2])}
+    assert sheet.markdown(both).splitlines()[3] == "| b | 2,000 tok/s |  |  |  | ≥ 1,000 | yes |"
+
+
+def raw_parts() -> dict[str, Any]:
+    chats = [{"streams": n, "tok_s": 200 * n, "graph_ms": 4.0, "step_ms": 5.0} for n in (1, 8)]
+    products = [
+        {"product": name, "tokens": 8, "int8": 20e-6, "bfloat16": 30e-6, "read": 10e-6}
+        for name in ("qkv", "out", "gate_up", "down")
+    ]
+    limits = {"move_bytes_s": 3e12, "product_flop_s": 7e14, "to_card_bytes_s": 55e9, "from_card_bytes_s": 50e9}
+    case = {"case": "decode 1 x 320", "seconds": 2e-6, "bytes": 3e6}
+    sleeps = [{"sleep": 0.5, "first token": wait} for wait in (0.3, 0.4, 0.6)]
+    raw = {
+        "limits": limits,
+        "decode": {"rows": chats},
+        "decode-int8": {"rows": chats[:1]},
+        "attention": limits | {"rows": [case]},
+        "w8a16": {"rows": products},
+        "sleep": {"model": {"rounds": sleeps}},
+        "younger": {"table": [{"what": "brought along", "measured": 1, "unit": "s"}]},
+    }
+    return {name: {"state": "ok", "seconds": 1.0, "result": result} for name, result in raw.items()}
+
+
+def test_every_part_is_read_into_rows_beside_its_peers_and_targets() -> None:
+    found = {row.what: row for row in reading.rows(raw_parts() | {"none": {"result": None}})}
+    one = found["chat, bfloat16, 1 x 256 + 128 tokens"]
+    assert (one.measured, one.peer, one.target, one.met) == (200, 225.8, 310, False)
+    assert one.limit == pytest.approx(128 / bounds.chats_s(Rates(3e12, 7e14), QWEN3_4B, 1, 256, 128))
+    assert found["chat, int8, 1 x 256 + 128 tokens"].limit > one.limit
+    assert found["attention: decode 1 x 320"].share == pytest.approx(0.5)
+    product = found["int8 products of a layer, 8 tokens"]
+    assert (product.measured, product.target, product.met) == (pytest.approx(80), pytest.approx(120), True)
+    assert found["wake to first token"].measured == 0.4
+    assert "brought along" in found
+
+
+def test_without_the_cards_limits_rows_have_none() -> None:
+    chats = {"decode": raw_parts()["decode"]}
+    assert {row.limit for row in reading.rows(chats)} == {None}
+
+
+def test_every_part_has_a_reader_and_all_are_within_eight_minutes() -> None:
+    assert set(PARTS) <= set(reading.READERS)
+    assert sum(part.limit_s for part in PARTS.values()) <= 480
+
+
+def now(commit: str = "abc", **states: str) -> dict[str, Any]:
+    done = {name: {"state": state, "seconds": 1.0, "result": {}} for name, state in states.items()}
+    host = {"cpu": "a processor", "cores": 16, "gpus": [], "cards": [CARD]}
+    software = {"torch": "2.11.0", "triton": "3.6.0", "transformers": None}
+    return {"date": "2026-01-31", "hardware": host, "software": software, "commit": commit, "parts": done}
+
+
+def test_parts_that_did_not_run_again_keep_what_they_had() -> None:
+    before = document.merge(None, now("abc", decode="ok", sleep="ok"))
+    merged = document.merge(before, now("def", sleep="failed"))
+    assert {name: (part["state"], part["commit"]) for name, part in merged["parts"].items()} == {
+        "decode": ("ok", "abc"),
+        "sleep": ("failed", "def"),
+    }
+    assert before["parts"]["sleep"]["state"] == "ok", "nothing is changed in place"
+
+
+def test_numbers_of_two_cards_are_not_merged() -> None:
+    other = now()
+    other["hardware"] = other["hardware"] | {"cards": [CARD | {"name": "NVIDIA A100"}]}
+    with pytest.raises(SystemExit, match="NVIDIA A100"):
+        document.merge(other, now())
+
+
+def test_the_hardware_line_has_what_decides_the_speed() -> None:
+    assert document.line(now()) == (
+        "2026-01-31, NVIDIA H100 80GB HBM3 (81559 MiB, driver 580.65.06, up to 1980 and 2619 MHz, 700 W),"
+        " 16 cores of a processor, torch 2.11.0, triton 3.6.0, commit abc"
+    )
+    begun = document.begin("given")
+    assert begun["software"]["torch"]
+    assert begun["commit"]
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Make a part out of a body of code, which has `out`."""
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+    def make(body: str) -> Part:
+        head = "import json, subprocess, sys, time\nfrom pathlib import Path\nout = Path(sys.argv[2])\n"
+        (tmp_path / "a_part.py").write_text(head + body)
+        return Part("a_part", 60, "made here")
+
+    return make
+
+
+def test_a_part_that_ends_well(module: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    report = parts.run(module("print('measuring'); out.write_text('{\"a\": 1}')"), 60)
+    assert (report["state"], report["result"]) == ("ok", {"a": 1})
+    assert "said" not in report
+    assert capfd.readouterr().out == "measuring\n"
+
+
+def test_a_part_that_fails_leaves_what_it_measured_and_what_it_said(module: Any) -> None:
+    report = parts.run(module("out.write_text('{\"a\": 1}'); raise ValueError('in the middle')"), 60)
+    assert (report["state"], report["result"]) == ("failed", {"a": 1})
+    assert report["said"][-1] == "ValueError: in the middle"
+
+
+def test_a_part_that_hangs_is_ended_with_its_children(module: Any) -> None:
+    body = "child = subprocess.Popen(['sleep', '600']); out.write_text(json.dumps(child.pid)); time.sleep(600)"
+    started = time.monotonic()
+    report = parts.run(module(body), 2)
+    assert time.monotonic() - started < 30
+    assert report["state"] == "out of time"
+    status = Path(f"/proc/{report['result']}/stat")
+    assert not status.exists() or ") Z " in status.read_text()
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_parts_say_that_they_need_a_gpu(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", "")  # without nvidia-smi
+    monkeypatch.setattr(sys, "argv", [name])
+    with pytest.raises(SystemExit, match="^Error: bench.gpu needs an NVIDIA GPU, .*\nhint: "):
+        importlib.import_module(PARTS[name].module).main()
+    monkeypatch.setattr(sys, "argv", [name, "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        importlib.import_module(PARTS[name].module).main()
+    assert "--out" in capsys.readouterr().out
+
+
+def test_a_table_of_a_file_needs_no_gpu(tmp_path: Path) -> None:
+    file = tmp_path / "run.json"
+    one = now("abc") | {"parts": raw_parts()}
+    one["parts"]["decode"] |= {"state": "failed", "said": ["a trace", "ValueError: no"]}
+    document.write(file, document.merge(None, one))
+    command = [sys.executable, "-m", "bench.gpu", "--show", "--out", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=parts.ROOT, timeout=120)
+    assert "chat, bfloat16, 8 x 256 + 128 tokens" in done.stdout
+    assert done.stdout.endswith("decode: failed after 1.0 s: ValueError: no\n")
+    assert done.returncode == 1
+    assert json.loads(file.read_text())["parts"]["sleep"]["commit"] == "abc"
