@@ -1,7 +1,6 @@
-"""Kernels run compiled where there is a GPU, and in Triton's interpreter where there is none.
+"""Kernels run compiled where there is a GPU, and in Triton's interpreter where there is none (see tests/conftest.py).
 
-The interpreter needs the package triton and TRITON_INTERPRET=1 in the environment, since it is chosen when triton is
-first imported. Triton's wheel serves nothing else on a CPU: without the two these files are not collected.
+Without the package triton these files are not collected, and test_compiled_kernels.py fails and says what installs it.
 """
 
 from __future__ import annotations
@@ -12,7 +11,8 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-if not torch.cuda.is_available() and not (os.environ.get("TRITON_INTERPRET") == "1" and find_spec("triton")):
+assert torch.cuda.is_available() or os.environ["TRITON_INTERPRET"] == "1", "on a CPU, set TRITON_INTERPRET=1"
+if find_spec("triton") is None:
     collect_ignore_glob = ["test_kernels_*.py"]
 
 # The interpreter computes products of bfloat16 wrongly, and float32 shows more than float16 does.

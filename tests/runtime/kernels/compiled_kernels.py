@@ -1,0 +1,151 @@
+"""Compile our kernels for a chip that need not be here, as the launches that serving makes would.
+
+    python compiled_kernels.py 80     prints what ptxas made of each, as JSON
+
+The launching code runs over tensors without memory, and a driver that only knows which chip it stands for. Triton must
+not have been imported as an interpreter, so this is a process of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime.driver import driver
+from triton.runtime.jit import JITFunction
+
+from lodger.runtime.kernels import (
+    decode_inputs,
+    embeddings,
+    encoder_attention,
+    layer_norm,
+    norm,
+    paged_attention,
+    rotary,
+    store,
+    swiglu,
+    w8a16,
+)
+from lodger.runtime.kernels.product_tiling import MOST_TOKENS, tile_for
+from lodger.runtime.kernels.tiling import chunk_shape, decode_shape
+
+DTYPE = torch.bfloat16
+# Two of Qwen3-4B's weights [rows, columns], cut differently, and tokens.
+WEIGHTS = {(19456, 2560): (8, 16, 32, 64, 128), (2560, 9728): (64, 128, MOST_TOKENS)}
+HEADS = {128: (32, 8), 256: (8, 4)}  # head_dim -> query heads, key heads; 256 is the most that we serve
+PROCESSORS = {80: 108, 90: 132}
+
+empty = partial(torch.empty, device="meta", dtype=DTYPE)
+integers = partial(torch.empty, device="meta", dtype=torch.int32)
+
+
+class Chip:
+    """As much of Triton's driver as compiling asks for."""
+
+    def __init__(self, capability: int) -> None:
+        self._target = GPUTarget("cuda", capability, 32)
+
+    def get_current_target(self) -> GPUTarget:
+        return self._target
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+def launches(capability: int) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """(case, launching code): the shapes of Qwen3-4B and XLM-RoBERTa large, and the widest heads that we serve."""
+    x, weight = empty(8, 2560), empty(2560)
+    yield "norm", lambda: norm.rms_norm(x, weight, 1e-6)
+    yield "norm of a sum", lambda: norm.rms_norm(x, weight, 1e-6, empty(8, 2560))
+    yield "swiglu", lambda: swiglu.swiglu(empty(8, 2 * 9728))
+    tokens = torch.empty(8, dtype=torch.int64, device="meta")
+    yield (
+        "inputs of a step",
+        lambda: decode_inputs.spread(integers(5, 8), tokens, tokens, integers(8, 4), integers(8, 513), 16),
+    )
+    for dim, (heads, kv_heads) in HEADS.items():
+        yield from _attention(dim, heads, kv_heads, tokens)
+    yield from _encoder(empty(1024))
+    yield from _products(capability)
+
+
+def _attention(dim: int, heads: int, kv_heads: int, slots: torch.Tensor) -> Iterator[tuple[str, Callable[[], Any]]]:
+    cache, query = empty(36, 2, 100, 16, kv_heads, dim), empty(8, heads, dim)
+    qkv = empty(8, (heads + 2 * kv_heads) * dim)
+    angles = torch.empty(8, dim, dtype=torch.float32, device="meta")
+    norms = (empty(dim), empty(dim)) if dim == 128 else None
+    turned = partial(rotary.rotate_and_store, qkv, heads, angles, angles, norms, 1e-6, cache, 3, slots)
+    yield f"rotary of {dim}", turned
+    yield f"store of {dim}", partial(store.store, cache, 3, slots, *qkv.view(8, -1, dim)[:, heads:].chunk(2, 1))
+    for shape, splits, window in ((decode_shape, 1, None), (decode_shape, 4, 512), (chunk_shape, 1, None)):
+        tiles = paged_attention.Tiles(integers(8, 4), integers(8, 513), shape(heads // kv_heads, dim), splits)
+        named = f"{shape.__name__} of {dim}, {splits} programs a tile, window {window}"
+        yield named, partial(paged_attention.attend, query, cache, 3, tiles, query, 0.1, window)
+
+
+def _encoder(weight: torch.Tensor) -> Iterator[tuple[str, Callable[[], Any]]]:
+    width, (x, residual) = len(weight), (empty(8, len(weight)) for _ in "xr")
+    yield "layer norm", lambda: layer_norm.layer_norm(x, residual, weight, weight, 1e-5)
+    tables = (empty(250_002, width), empty(8194, width), empty(1, width))
+    yield "embeddings", lambda: embeddings.embed(integers(3, 8), tables, (weight, weight, 1e-5))
+    yield "texts", lambda: encoder_attention.attend_texts(empty(8, 3 * width), 64, integers(8, 4), 0.125)
+
+
+def _products(capability: int) -> Iterator[tuple[str, Callable[[], Any]]]:
+    for (rows, columns), counts in WEIGHTS.items():
+        weight, scale = empty(rows, columns, dtype=torch.int8), empty(rows, dtype=torch.float32)
+        for count in counts:
+            tile = tile_for(count, rows, columns, PROCESSORS[capability])
+            named = f"int8 weights [{rows}, {columns}], {count} tokens"
+            yield named, partial(w8a16.product, empty(count, columns), weight, scale, tile=tile)
+    yield "int8 weights, 1 token", lambda: w8a16.product(empty(1, columns), weight, scale)
+    yield "int8 weights made dense", lambda: w8a16.dequantised(weight, scale, empty(rows, columns))
+
+
+def compiled(capability: int) -> Iterator[dict[str, Any]]:
+    made: list[tuple[JITFunction[Any], Any]] = []
+    run = JITFunction.run
+
+    def only_compile(self: JITFunction[Any], *args: Any, grid: Any, warmup: bool, **options: Any) -> None:
+        if "EARLY" in options and capability >= 90:  # as `kernels.overlap` decides for a card
+            options |= {"EARLY": True, "launch_pdl": True}
+        made.append((self, run(self, *args, grid=grid, warmup=True, **options)))
+
+    driver.set_active(Chip(capability))
+    JITFunction.run = only_compile
+    seen = set()
+    for case, launch in launches(capability):
+        made.clear()
+        launch()
+        for kernel, binary in made:
+            if binary.hash not in seen:  # several launches may share one
+                seen.add(binary.hash)
+                yield {"case": case, "kernel": f"{kernel.module}.{kernel.__name__}", **resources(binary)}
+
+
+def resources(binary: Any) -> dict[str, int]:
+    """Shared memory as Triton asks for it; registers, and bytes of a thread that did not fit into them."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(binary.asm["cubin"])
+        file.flush()
+        command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    used = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", said)}
+    spilled = used["STACK"] + used["LOCAL"]
+    return {"shared": binary.metadata.shared, "registers": used["REG"], "spilled": spilled}
+
+
+if __name__ == "__main__":
+    print(json.dumps(list(compiled(int(sys.argv[1])))))
