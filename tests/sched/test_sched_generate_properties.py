@@ -132,7 +132,7 @@ class AnyOrder(RuleBasedStateMachine):
         how(sequence_id)
         sequence = self.alive.pop(sequence_id)
         self.outcomes[sequence_id] += 1
-        assert (sequence.blocks, sequence.computed) == ([], 0)
+        assert (sequence.blocks, sequence.computed) == ((), 0)
         made = [token for token in sequence.generated if token != PENDING]
         assert made == continuation(sequence.tokens[: sequence.prompt_length], len(made))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from lodger.errors import Cancelled, LodgerError
@@ -31,7 +31,7 @@ class Made(NamedTuple):
     error: LodgerError | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False, slots=True)
 class Generation:
     """One choice of one request."""
 
@@ -39,6 +39,10 @@ class Generation:
     sampler: Sampler
     stops: frozenset[int]  # token ids that end the text and are not part of it
     deliver: Callable[[Made], None]  # called on the device's thread
+    last: int = field(init=False)  # position of its last token
+
+    def __post_init__(self) -> None:
+        self.last = self.sequence.prompt_length + self.sequence.max_new_tokens - 1
 
 
 class GenerateLane:
@@ -47,6 +51,9 @@ class GenerateLane:
     Args:
         most: sequences in one step; the device's own limit where that is lower.
     """
+
+    paced = False  # a chunk of a prompt reads all weights, however short it is
+    launched = False
 
     def __init__(self, name: str, runner: Runner, cache: KVCache, step_tokens: int, most: int = 256) -> None:
         self.name = name
@@ -115,8 +122,13 @@ class GenerateLane:
             tokens = min(self._scheduler.prefill_tokens, self._chunk(budget))
             yield Claim(self.name, "prefill", tokens, urgent=False)
 
-    def micro_step(self, lane: Lane, budget: int) -> None:
-        self._run(self._scheduler.next_prefill(self._chunk(budget)))
+    def micro_step(self, lane: Lane, budget: int) -> int:
+        step = self._scheduler.next_prefill(self._chunk(budget))
+        self._run(step)
+        return 0 if step is None else step.tokens
+
+    def deliver(self, *, wait: bool) -> None:
+        """`decode` hands out."""
 
     def _chunk(self, budget: int) -> int:
         """Most tokens of the next prefill step."""
@@ -129,12 +141,13 @@ class GenerateLane:
             run_or_split(step, self._compute, self._halves, self._fail)
 
     def _compute(self, step: GenerateStep) -> None:
-        if not all(row.sequence in self._generations for row in step.rows):
-            step = step._replace(rows=tuple(row for row in step.rows if row.sequence in self._generations))
-        if not step.rows:
+        generations = self._generations
+        rows = tuple([row for row in step.rows if row.sequence in generations])
+        if not rows:
             return
+        step = GenerateStep(step.lane, rows)
         assert self._stepper is not None
-        samplers = [self._generations[row.sequence].sampler for row in step.rows if row.sample]
+        samplers = [generations[row.sequence].sampler for row in rows if row.sample]
         try:
             launched = self._stepper.launch(step, samplers)
         except BaseException:
@@ -153,20 +166,18 @@ class GenerateLane:
             return
         sampled = [row for row in launched.step.rows if row.sample]
         tokens = launched.tokens()
-        self._scheduler.settle(launched.step, {row.sequence: token for row, token in zip(sampled, tokens, strict=True)})
+        chosen = {row.sequence: token for row, token in zip(sampled, tokens, strict=True)}
+        self._scheduler.settle(launched.step, chosen)
         for row, token in zip(sampled, tokens, strict=True):
-            if row.sequence in self._generations:  # else it had ended before, or nobody waits any more
-                self._deliver(row, token)
-
-    def _deliver(self, row: Row, token: int) -> None:
-        generation = self._generations[row.sequence]
-        sequence = generation.sequence
-        if token in generation.stops:
-            self._end(row.sequence, Made(token, finish="stop"))
-        elif row.end + 1 - sequence.prompt_length >= sequence.max_new_tokens:
-            self._end(row.sequence, Made(token, finish="length"))
-        else:
-            generation.deliver(Made(token))
+            generation = self._generations.get(row.sequence)
+            if generation is None:
+                continue  # it had ended before, or nobody waits any more
+            if token in generation.stops:
+                self._end(row.sequence, Made(token, finish="stop"))
+            elif row.start + len(row.tokens) >= generation.last:
+                self._end(row.sequence, Made(token, finish="length"))
+            else:
+                generation.deliver(Made(token))
 
     def _halves(self, step: GenerateStep) -> tuple[GenerateStep, GenerateStep] | None:
         """Of a step that failed, with the tokens that were PENDING then."""

@@ -17,14 +17,14 @@ from lodger.runtime.allocator import capture_stream, capturing, make_workspace
 from lodger.runtime.attention.paged import DecodePlan
 from lodger.runtime.context import attending
 from lodger.runtime.fused import FusedDecoder
-from lodger.runtime.kernels.decode_inputs import FIELDS, spread
+from lodger.runtime.kernels.decode_inputs import spread
 from lodger.runtime.kernels.w8a16 import own_counters
 from lodger.runtime.kv import KVCache
 from lodger.runtime.layers import PlainLinear
 from lodger.runtime.packed import PackedBatch
 from lodger.runtime.runner import Runner
-from lodger.runtime.upload import upload
-from lodger.sched.step import GenerateStep, Row
+from lodger.runtime.step_inputs import StepInputs
+from lodger.sched.step import GenerateStep
 
 
 def buckets(most: int) -> list[int]:
@@ -54,12 +54,11 @@ class DecodeGraphs:
         self._cache, self._device, self._latest = cache, runner.device, latest
         self.buckets = buckets(len(latest))
         most, width = len(latest), min(cache.blocks, -(-runner.facts.context_length // cache.block_size))
-        self._inputs = torch.zeros(FIELDS * most, dtype=torch.int32, device=self._device)
+        self._width = width
+        self._inputs = StepInputs(most, width, cache.block_size, self._device)
         self._tokens = torch.zeros(most, dtype=torch.int64, device=self._device)
         self._records = torch.zeros(most, 4, dtype=torch.int32, device=self._device)
-        self._table = torch.zeros(most, width, dtype=torch.int32, device=self._device)
         self._logits = torch.zeros(most, runner.facts.vocab_size, dtype=runner.precision.compute, device=self._device)
-        self._rows: list[Row] = []  # whose blocks the table holds
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
         self._processors = torch.cuda.get_device_properties(self._device).multi_processor_count
         self._capture(runner)
@@ -73,7 +72,7 @@ class DecodeGraphs:
         pool = torch.cuda.graph_pool_handle()
         with own_counters(self._device) as self._counters:
             for size in reversed(self.buckets):
-                self._send([], size, {})
+                self._inputs.send([], size, {})
                 self._step(runner, size)
                 self._graphs[size] = self._captured(runner, size, pool)
 
@@ -93,9 +92,9 @@ class DecodeGraphs:
 
     def serves(self, step: GenerateStep) -> bool:
         """One token of each row, not too many rows, none of them too long."""
-        longest = max(len(row.blocks) for row in step.rows)
-        fits = len(step.rows) <= self.buckets[-1] and longest <= self._table.shape[1]
-        return fits and step.lane == "decode"
+        if step.lane != "decode" or len(step.rows) > self.buckets[-1]:
+            return False
+        return max([len(row.blocks) for row in step.rows]) <= self._width
 
     def run(self, step: GenerateStep, sources: Mapping[int, int]) -> Output:
         """
@@ -104,18 +103,17 @@ class DecodeGraphs:
         """
         count = len(step.rows)
         size = self.buckets[bisect_left(self.buckets, count)]
-        self._fill(step.rows)
-        self._send(step.rows, size, sources)
+        self._inputs.send(step.rows, size, sources)
         self._graphs[size].replay()
         return Output(self._logits[:count], self._latest[:count])
 
     def _step(self, runner: Runner, rows: int) -> None:
-        inputs = self._inputs[: FIELDS * rows].view(FIELDS, rows)
+        inputs, table = self._inputs.of(rows), self._inputs.table
         tokens, records, slots = self._tokens[:rows], self._records[:rows], inputs[3]
-        spread(inputs, self._latest, tokens, records, self._table, self._cache.block_size)
+        spread(inputs, self._latest, tokens, records, table, self._cache.block_size)
         assert isinstance(runner.backbone, FusedDecoder)
-        heads, table = runner.backbone.heads, self._table[:rows]
-        with attending(DecodePlan(self._cache.tensor, slots, records, table, heads, self._processors)):
+        plan = DecodePlan(self._cache.tensor, slots, records, table, runner.backbone.heads, self._processors)
+        with attending(plan):
             hidden = runner.backbone(PackedBatch(tokens, inputs[2], tuple(range(rows + 1)), slots=slots))
         logits = self._logits[:rows]
         if isinstance(runner.lm_head, PlainLinear) and runner.lm_head.bias is None:
@@ -123,30 +121,3 @@ class DecodeGraphs:
         elif runner.lm_head is not None:
             logits.copy_(runner.lm_head(hidden))
         self._latest[:rows].copy_(logits.argmax(dim=-1))
-
-    def _send(self, rows: tuple[Row, ...] | list[Row], size: int, sources: Mapping[int, int]) -> None:
-        """What `_step` reads, in one copy."""
-        padding = size - len(rows)
-        block_size = self._cache.block_size
-        found = [sources.get(row.sequence, -1) if row.pending else -1 for row in rows]
-        numbers = [row.tokens[0] for row in rows] + [0] * padding
-        numbers += found + [-1] * padding
-        numbers += [row.start for row in rows] + [0] * padding
-        numbers += [row.blocks[-1] * block_size + row.start % block_size for row in rows] + [-1] * padding
-        pinned = torch.tensor(numbers, dtype=torch.int32, pin_memory=True)
-        self._inputs[: len(numbers)].copy_(pinned, non_blocking=True)
-
-    def _fill(self, rows: tuple[Row, ...] | list[Row]) -> None:
-        """Block tables of the rows that do not go on from the last step; a row's newest block is set by the step."""
-        before = self._rows
-        changed = [n for n, row in enumerate(rows) if n >= len(before) or not _continues(row, before[n])]
-        self._rows = list(rows)
-        if changed:
-            first, last = changed[0], changed[-1] + 1
-            width = max(len(row.blocks) for row in rows[first:last])
-            filled = [(*row.blocks, *(0,) * (width - len(row.blocks))) for row in rows[first:last]]
-            self._table[first:last, :width].copy_(upload(filled, torch.int32, self._device))
-
-
-def _continues(row: Row, before: Row) -> bool:
-    return row.sequence == before.sequence and row.start == before.start + 1

@@ -60,6 +60,7 @@ class Sampler:
 
     def __init__(self, rules: Rules, seed: int | None, prompt: Sequence[int], vocab_size: int, device: torch.device):
         self.rules = rules
+        self.plain = rules.greedy and not rules.penalises  # simply the best token
         self._random = random.Random(seed)
         self._drawn: float | None = None  # for the token that is not accepted yet
         self.memory: torch.Tensor | None = None  # [vocab_size] int32: times generated, and _PROMPT if in the prompt
@@ -93,7 +94,7 @@ def sample(logits: torch.Tensor, samplers: Sequence[Sampler]) -> list[int]:
 def accept(chosen: torch.Tensor, samplers: Sequence[Sampler]) -> None:
     """Tell the samplers what `choose` chose, once nothing of the step can fail any more. Allocates nothing."""
     for n, sampler in enumerate(samplers):
-        if sampler.rules.penalises or not sampler.rules.greedy:
+        if not sampler.plain:
             sampler.accept(chosen[n : n + 1])
 
 
@@ -110,7 +111,7 @@ def choose(logits: torch.Tensor, samplers: Sequence[Sampler], best: torch.Tensor
         [rows] int64 on the device.
     """
     chosen = logits.argmax(dim=-1) if best is None else best
-    others = [n for n, sampler in enumerate(samplers) if sampler.rules.penalises or not sampler.rules.greedy]
+    others = [n for n, sampler in enumerate(samplers) if not sampler.plain]
     for start in range(0, len(others), AT_ONCE):
         rows = others[start : start + AT_ONCE]
         own, at = [samplers[n] for n in rows], upload(rows, torch.int64, logits.device)

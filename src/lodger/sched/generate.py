@@ -37,6 +37,8 @@ class GenerateScheduler:
         self._max_running = max_running
         self._waiting: list[Sequence] = []  # by arrival
         self._running: dict[int, Sequence] = {}
+        self._prefills: dict[int, Sequence] = {}  # of those running, the ones that have not computed their prompt
+        self._ready: list[Sequence] = []  # of those running, those due their next token, the oldest first
         self._digests: dict[int, list[bytes]] = {}  # of those waiting, so that each prompt is hashed once
         self._promised: set[bytes] = set()  # blocks that a running sequence computes or has computed
         self._promises: dict[int, list[bytes]] = {}  # the same by sequence
@@ -55,21 +57,21 @@ class GenerateScheduler:
     @property
     def prefill_tokens(self) -> int:
         """Tokens that prefills in work and in the queue still have to compute, prefix hits not yet subtracted."""
-        started = sum(len(s.tokens) - s.computed for s in self._running.values() if s.prefilling)
+        started = sum(len(s.tokens) - s.computed for s in self._prefills.values())
         return started + sum(len(s.tokens) for s in self._waiting)
 
     @property
     def decoding(self) -> int:
         """Sequences that are past their prompt."""
-        return sum(not s.prefilling for s in self._running.values())
+        return len(self._running) - len(self._prefills)
 
     def has_prefill(self) -> bool:
         """`next_prefill` would give a step."""
-        return any(s.prefilling for s in self._running.values()) or self._admissible() is not None
+        return bool(self._prefills) or self._admissible() is not None
 
     def has_decode(self) -> bool:
         """Some sequence is ready for its next token."""
-        return any(_decodable(s) for s in self._running.values())
+        return bool(self._ready)
 
     def add(self, sequence: Sequence) -> None:
         """Queue a new sequence.
@@ -102,28 +104,33 @@ class GenerateScheduler:
 
         Without a free block the newest running sequence goes back to the queue, again and again until there is one.
         """
-        ready = [s for s in self._running.values() if _decodable(s)]
-        if len(ready) > token_budget:
-            ready.sort(key=lambda s: (s.arrival <= self._last_decoded, s.arrival))
-            ready = ready[:token_budget]
-            self._last_decoded = ready[-1].arrival if ready else 0
+        size = self._pool.block_size
         rows = []
-        for sequence in sorted(ready, key=_arrival):  # oldest first, so that a victim has no row yet
-            if self._make_room(sequence):
-                rows.append(self._row(sequence, 1))
+        for sequence in self._turn(token_budget):  # oldest first, so that a victim has no row yet
+            start = sequence.computed
+            if start < len(sequence.blocks) * size or self._make_room(sequence):
+                rows.append(Row(sequence.id, (sequence.tokens[start],), start, sequence.blocks, True))
         return GenerateStep("decode", tuple(rows)) if rows else None
+
+    def _turn(self, most: int) -> list[Sequence]:
+        """Those that get their next token now, the oldest first."""
+        if len(self._ready) <= most:
+            return self._ready.copy()
+        chosen = sorted(self._ready, key=lambda s: (s.arrival <= self._last_decoded, s.arrival))[:most]
+        self._last_decoded = chosen[-1].arrival
+        return sorted(chosen, key=_arrival)
 
     def next_prefill(self, token_budget: int) -> GenerateStep | None:
         """Chunks of prompts: those begun first, then waiting ones in order while blocks and `max_running` allow."""
         rows = []
         left = token_budget
-        for sequence in sorted((s for s in self._running.values() if s.prefilling), key=_arrival):
+        for sequence in sorted(self._prefills.values(), key=_arrival):
             if left > 0:
-                rows.append(self._row(sequence, left))
+                rows.append(self._chunk(sequence, left))
                 left -= len(rows[-1].tokens)
         while left > 0 and (admitted := self._admissible()):
             self._admit(*admitted)
-            rows.append(self._row(admitted[0], left))
+            rows.append(self._chunk(admitted[0], left))
             left -= len(rows[-1].tokens)
         return GenerateStep("prefill", tuple(rows)) if rows else None
 
@@ -144,11 +151,17 @@ class GenerateScheduler:
         taken = []
         for row in step.rows:
             sequence = self._running.get(row.sequence)
-            if sequence is not None:
-                sequence.computed = row.end
-                if row.sample:
-                    sequence.tokens.append(PENDING)
-                taken.append((row, sequence, sequence.preemptions))
+            if sequence is None:
+                continue
+            sequence.computed = row.start + len(row.tokens)
+            if row.sample:
+                sequence.tokens.append(PENDING)
+                if step.lane == "prefill":
+                    del self._prefills[sequence.id]
+                    insort(self._ready, sequence, key=_arrival)
+                if sequence.exhausted:
+                    self._ready.remove(sequence)
+            taken.append((row, sequence, sequence.preemptions))
         self._unsettled.append((step, taken))
 
     def settle(self, step: GenerateStep, sampled: Mapping[int, int]) -> None:
@@ -162,11 +175,12 @@ class GenerateScheduler:
             raise InternalError("steps were settled in another order than they were launched in.")
         size = self._pool.block_size
         for row, sequence, preemptions in taken:
-            end = row.end
+            end = row.start + len(row.tokens)
             if row.sample:
                 sequence.tokens[end] = sampled[row.sequence]
-            same = self._running.get(row.sequence) is sequence and sequence.preemptions == preemptions
-            if same and row.start // size < end // size:  # a block became full
+            if row.start // size == end // size:
+                continue  # no block became full
+            if self._running.get(row.sequence) is sequence and sequence.preemptions == preemptions:
                 self._pool.publish(sequence.tokens, sequence.blocks, row.start, end)
 
     def _queue(self, sequence: Sequence) -> None:
@@ -200,28 +214,25 @@ class GenerateScheduler:
         self._waiting.remove(sequence)
         self._pool.share(cached)
         fresh = self._pool.allocate(self._pool.blocks_for(len(sequence.tokens)) - len(cached))
-        sequence.blocks = cached + fresh
+        sequence.blocks = (*cached, *fresh)
         sequence.computed = len(cached) * self._pool.block_size
-        sequence.admitted_tokens = len(sequence.tokens)
         if not sequence.preemptions:
             sequence.cached_tokens = sequence.computed
-        self._running[sequence.id] = sequence
+        self._running[sequence.id] = self._prefills[sequence.id] = sequence
         promises = [d for d in self._digests.pop(sequence.id)[len(cached) :] if d not in self._promised]
         self._promised.update(promises)
         self._promises[sequence.id] = promises
 
-    def _row(self, sequence: Sequence, most: int) -> Row:
+    def _chunk(self, sequence: Sequence, most: int) -> Row:
         start, known = sequence.computed, len(sequence.tokens)
         end = min(start + most, known)
-        blocks = tuple(sequence.blocks) if end == known else tuple(sequence.blocks[: self._pool.blocks_for(end)])
+        blocks = sequence.blocks[: self._pool.blocks_for(end)]
         return Row(sequence.id, tuple(sequence.tokens[start:end]), start, blocks, end == known)
 
     def _make_room(self, sequence: Sequence) -> bool:
-        """A block for the next token of `sequence`; False if it was itself the newest and had to go."""
+        """One more block for `sequence`; False if it has left, or was itself the newest and had to go."""
         if sequence.id not in self._running:
             return False
-        if sequence.computed < len(sequence.blocks) * self._pool.block_size:
-            return True
         while not self._pool.free_count:
             newest = max(self._running.values(), key=_arrival)
             self._leave(newest)
@@ -229,20 +240,18 @@ class GenerateScheduler:
             self._queue(newest)
             if newest is sequence:
                 return False
-        sequence.blocks += self._pool.allocate(1)
+        sequence.blocks += tuple(self._pool.allocate(1))
         return True
 
     def _leave(self, sequence: Sequence) -> None:
         del self._running[sequence.id]
+        if self._prefills.pop(sequence.id, None) is None and not sequence.exhausted:
+            self._ready.remove(sequence)
         self._promised.difference_update(self._promises.pop(sequence.id))
         self._pool.release(sequence.blocks)
-        sequence.blocks = []
+        sequence.blocks = ()
         sequence.computed = 0
 
 
 def _arrival(sequence: Sequence) -> int:
     return sequence.arrival
-
-
-def _decodable(sequence: Sequence) -> bool:
-    return not sequence.prefilling and not sequence.exhausted

@@ -10,12 +10,11 @@ from lodger.errors import InternalError
 class Sequence:
     """Known tokens, how many of them have keys and values in the cache, and where those lie.
 
-    `tokens` is the prompt followed by what was generated; `blocks` is the block table from position 0. The first
-    `computed` tokens are in the cache. `GenerateScheduler` alone changes any of them.
+    `tokens` is the prompt followed by what was generated; `blocks` is the block table from position 0, the same object
+    until it changes. The first `computed` tokens are in the cache. `GenerateScheduler` alone changes any of them.
     """
 
     __slots__ = (
-        "admitted_tokens",
         "arrival",
         "blocks",
         "cached_tokens",
@@ -35,8 +34,7 @@ class Sequence:
         self.prompt_length = len(self.tokens)
         self.max_new_tokens = max_new_tokens
         self.computed = 0
-        self.admitted_tokens = self.prompt_length  # how many were known when it was last admitted
-        self.blocks: list[int] = []
+        self.blocks: tuple[int, ...] = ()
         self.cached_tokens = 0  # prompt tokens taken from the prefix cache when it was first admitted
         self.preemptions = 0
         self.arrival = 0  # place in the order of `add`; set by the scheduler
@@ -50,9 +48,3 @@ class Sequence:
     def exhausted(self) -> bool:
         """All `max_new_tokens` are there: nothing more is scheduled, the caller finishes it."""
         return len(self.tokens) - self.prompt_length >= self.max_new_tokens
-
-    @property
-    def prefilling(self) -> bool:
-        """Of what was known when it was admitted some is still to be computed, the last token included: while a prefill
-        may be on its way with that one, no decode may take it too."""
-        return self.computed < self.admitted_tokens
