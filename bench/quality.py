@@ -34,12 +34,16 @@ def load(folder: Path, dtype: torch.dtype) -> Any:
 def int8(folder: Path) -> Any:
     """float32 with the layers' matrices rounded to one byte; the output projection stays, as it does in the runtime."""
     model = load(folder, torch.float32)
-    for layer in model.model.layers:
-        for module in layer.modules():
-            if isinstance(module, torch.nn.Linear):
-                values, scales = quantise([module.weight.data], torch.device("cpu"))
-                module.weight.data = values.float() * scales[:, None]
+    round_to_int8(model.model.layers)
     return model
+
+
+def round_to_int8(layers: torch.nn.Module) -> None:
+    """Give every matrix in `layers` the numbers that the runtime would compute with."""
+    for module in layers.modules():
+        if isinstance(module, torch.nn.Linear):
+            values, scales = quantise([module.weight.data], torch.device("cpu"))
+            module.weight.data = values.float() * scales[:, None]
 
 
 PRECISIONS: dict[str, Callable[[Path], Any]] = {
