@@ -99,7 +99,8 @@ def test_an_embedder_that_lost_its_files_is_told_which(tiny: Tiny) -> None:
     assert "has a modules.json: fetch it" in str(caught.value.hint)
 
 
-def test_quantised_checkpoints_are_refused(folder: Path) -> None:
+def test_quantised_encoders_are_refused(tmp_path: Path) -> None:
+    folder = maker.write_fake_folder(tmp_path / "my-model", "bge-reranker")
     set_config(folder, quantization_config={"quant_method": "gptq"})
     with pytest.raises(ModelProblem, match="my-model holds quantised weights"):
         inspect_folder(folder)

@@ -64,8 +64,8 @@ def test_captured_steps() -> None:
     size = footprint.captured(QWEN3_4B, "bfloat16", GPU, sequences=64, kv_tokens=8192)
     row = (3 * 2560 + 4 * 9728 + 151_936) * 2 + 8192 // 16 * 4
     assert size == 64 * row + 2 * 132 * 64 * 128 * 4 + footprint.GRAPHS
-    quantised = footprint.captured(QWEN3_4B, "bfloat16", GPU, sequences=64, kv_tokens=8192, int8=True)
-    assert quantised == size + footprint.INT8_WORKSPACE
+    quantised = footprint.captured(QWEN3_4B, "bfloat16", GPU, sequences=64, kv_tokens=8192, quantised=True)
+    assert quantised == size + footprint.QUANTISED_WORKSPACE
     assert not footprint.captured(QWEN3_4B, "float32", GPU, sequences=64, kv_tokens=8192)
     assert not footprint.captured(QWEN3_4B, "bfloat16", CPU, sequences=64, kv_tokens=8192)
     assert not footprint.captured(BGE_M3, "float16", GPU, sequences=64, kv_tokens=0)

@@ -41,7 +41,7 @@ def test_what_products_take_beside_their_results_is_counted() -> None:
     dense, int8 = (
         plan(ample, (candidate("chat", QWEN3_4B, quantization=asked),)).models[0] for asked in (None, "int8")
     )
-    assert int8.budget.activations == dense.budget.activations + footprint.INT8_WORKSPACE
+    assert int8.budget.activations == dense.budget.activations + footprint.QUANTISED_WORKSPACE
 
 
 def test_int8_and_not_int8_share_no_weights() -> None:

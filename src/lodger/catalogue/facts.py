@@ -30,6 +30,17 @@ class RerankTemplate(msgspec.Struct, frozen=True, kw_only=True):
     no: str
 
 
+class Int4Weights(msgspec.Struct, frozen=True, kw_only=True):
+    """Matrices that a folder stores in four bits a number (`lodger.catalogue.int4`)."""
+
+    method: Literal["awq", "gptq"]
+    group: int  # columns that share a scale and a zero point; 0: all of a row
+    symmetric: bool = False  # every zero point is 8, whatever the files say
+    zeros_less_one: bool = False  # the files hold zero points less one
+    parameters: int = 0  # numbers in these matrices
+    resident: int = 0  # bytes that they take on a GPU as the runtime holds them
+
+
 class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
     """Facts of one model folder. Sizes are bytes, lengths are tokens."""
 
@@ -38,7 +49,8 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
     architecture: str  # as config.json has it: "Qwen3ForCausalLM"
     model_type: str  # "qwen3"
     parameters: int
-    stored_bytes: dict[str, int]  # dtype ("float32", "bfloat16", ...) -> bytes in the files, tied tensors once
+    # dtype ("float32", "bfloat16", ...) -> bytes in the files, tied tensors once; "int4" with scales and zero points
+    stored_bytes: dict[str, int]
     layers: int
     hidden_size: int
     intermediate_size: int
@@ -66,11 +78,18 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
 
     causal: bool = False  # a token sees only those before it: decoders, whatever they are served as
     weights_format: WeightsFormat = "safetensors"
+    int4: Int4Weights | None = None  # of a quantised checkpoint
 
     @property
     def generates(self) -> bool:
         """It makes tokens, and so has a KV cache and logits."""
         return self.kind == "chat"
+
+    @property
+    def stored_dtype(self) -> str:
+        """Of most of what is not quantised."""
+        floats = {name: size for name, size in self.stored_bytes.items() if name != "int4"}
+        return max(floats, key=floats.__getitem__, default="float32")
 
     @property
     def output_rows(self) -> int:

@@ -12,6 +12,7 @@ from lodger.catalogue.context import learned_positions, rotary_positions, tokeni
 from lodger.catalogue.facts import ModelFacts, RerankMethod
 from lodger.catalogue.families import FAMILIES, LANGUAGE_HEADS, Family, served
 from lodger.catalogue.folder_files import AGAIN, LFS_POINTER, open_file
+from lodger.catalogue.int4 import read_packing
 from lodger.catalogue.sentence import (
     Modules,
     check_logit_score,
@@ -57,6 +58,7 @@ def inspect_folder(path: str | os.PathLike[str], kind: Kind | None = None) -> Mo
         raise ModelProblem(f"{folder.name} has no config.json.", hint="A model folder has one, beside its weights.")
     identity = _identify(config, read_modules(folder))
     _refuse_unserved(folder, config, identity)
+    packing = read_packing(folder.name, config)
     config = identity.family.native(config)
     _check_tokenizer(folder)
     chosen = _choose_kind(folder, identity, kind)
@@ -65,7 +67,9 @@ def inspect_folder(path: str | os.PathLike[str], kind: Kind | None = None) -> Mo
     shape = _shape(config)
     may_have = identity.family.token_heads and identity.kind == "embedding"
     heads = head_files(folder, shape["hidden_size"]) if may_have else {}
-    weights = weigh(folder, config, heads.values(), lambda name: with_head or not name.startswith(LANGUAGE_HEADS))
+    weights = weigh(
+        folder, config, heads.values(), lambda name: with_head or not name.startswith(LANGUAGE_HEADS), packing
+    )
     return ModelFacts(
         path=str(folder),
         kind=chosen,
@@ -74,6 +78,7 @@ def inspect_folder(path: str | os.PathLike[str], kind: Kind | None = None) -> Mo
         parameters=weights.parameters,
         stored_bytes=weights.stored,
         weights_format=weights.format,
+        int4=weights.int4,
         tied_embeddings=tied,
         causal=identity.family.causal,
         token_heads=tuple(heads),
@@ -107,9 +112,9 @@ def _identify(config: Fields, modules: Modules) -> _Identity:
 
 
 def _refuse_unserved(folder: Path, config: Fields, identity: _Identity) -> None:
-    if "quantization_config" in config:
+    if "quantization_config" in config and not identity.family.causal:
         raise ModelProblem(
-            f"{folder.name} holds quantised weights, which are not served.",
+            f"{folder.name} holds quantised weights, which are not served of a {identity.model_type} model.",
             hint="Use the same model in bfloat16, float16 or float32.",
         )
     positions = "rope" if identity.family.rotary else "absolute"

@@ -53,6 +53,12 @@ class Demand(NamedTuple):
         return self.candidate.spec.quantization is not None and self.candidate.facts.causal
 
     @property
+    def quantization(self) -> str | None:
+        """Of its layers' weights on the device."""
+        stays = footprint.stays_int4(self.candidate.facts, self.dtype, self.device)
+        return "int8" if self.int8 else "int4" if stays else None
+
+    @property
     def floor(self) -> int:
         """Fewest tokens of context to serve."""
         smallest = MIN_CHAT_CONTEXT if self.generates else MIN_ENCODER_CONTEXT
@@ -102,9 +108,14 @@ class Demand(NamedTuple):
             activations=footprint.activations(
                 facts, self.dtype, self.device, step_tokens=step, context=context, kv_tokens=kv_tokens
             )
-            + (footprint.INT8_WORKSPACE if self.int8 else 0),
+            + (footprint.QUANTISED_WORKSPACE if self.quantization else 0),
             captured=footprint.captured(
-                facts, self.dtype, self.device, sequences=self.sequences(level), kv_tokens=kv_tokens, int8=self.int8
+                facts,
+                self.dtype,
+                self.device,
+                sequences=self.sequences(level),
+                kv_tokens=kv_tokens,
+                quantised=self.quantization is not None,
             ),
             step_tokens=step,
             context_length=context,
@@ -227,6 +238,12 @@ def _check_quantization(device: DeviceView, candidate: Candidate) -> None:
     facts, asked = candidate.facts, candidate.spec.quantization
     if asked is None or not facts.causal:
         return
+    if facts.int4 is not None:
+        raise Unsupported(
+            f"{candidate.spec.uid} holds int4 weights, which do not become {asked}.",
+            hint="Leave its quantization out.",
+            param="quantization",
+        )
     dtype = footprint.choose_dtype(device, facts, candidate.spec.dtype)
     capability = device.compute_capability or _INT8_CAPABILITY
     if device.kind == "cpu":

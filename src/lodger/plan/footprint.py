@@ -12,9 +12,9 @@ from lodger.device.view import DeviceView
 from lodger.units import MIB
 
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
-# What products with weights of one byte take beside their results: a piece of the weight made dense for a long prompt,
-# or the sums of programs that share the columns of one tile (at most 17 MiB on a card of 132 processors).
-INT8_WORKSPACE = 32 * MIB
+# What products with weights of a byte or half of one take beside their results: a piece of the weight made dense for a
+# long prompt, or the sums of programs that share the columns of one tile (at most 17 MiB on a card of 132 processors).
+QUANTISED_WORKSPACE = 32 * MIB
 HALF = ("bfloat16", "float16")
 
 CUDA_CONTEXT = 550 * MIB  # measured 529 to 621 MiB on an H100 (driver 580, torch 2.11)
@@ -51,9 +51,8 @@ def choose_dtype(device: DeviceView, facts: ModelFacts, asked: str | None) -> st
         return "float32"
     if (device.compute_capability or (8, 0)) < (8, 0):
         return "float16"
-    stored = max(facts.stored_bytes, key=lambda name: facts.stored_bytes[name], default="float32")
-    if stored in HALF:
-        return stored
+    if facts.stored_dtype in HALF:
+        return facts.stored_dtype
     return "bfloat16" if facts.causal else "float16"
 
 
@@ -62,7 +61,8 @@ def weights(facts: ModelFacts, dtype: str, device: DeviceView, *, int8: bool = F
 
     A CPU that stores float16 looks tokens up in one table and multiplies with another, so tied tensors count twice.
     The heads of an encoder are float32 whatever the model is: bge-m3's are h + 1 and, with vectors of h dimensions as
-    published, h * (h + 1) of its parameters; a "yes-no" reranker keeps two rows of its output projection.
+    published, h * (h + 1) of its parameters; a "yes-no" reranker keeps two rows of its output projection. Matrices that
+    are stored in four bits are `dtype` too where no kernel multiplies with them.
     """
     twice = device.kind == "cpu" and dtype == "float16" and facts.generates and facts.tied_embeddings
     table = facts.vocab_size * facts.hidden_size if twice else 0
@@ -70,7 +70,14 @@ def weights(facts: ModelFacts, dtype: str, device: DeviceView, *, int8: bool = F
     heads = sum(rows[head] for head in facts.token_heads) * (facts.hidden_size + 1) * (4 - ITEMSIZE[dtype])
     answers = 2 * facts.hidden_size * 4 if facts.rerank_method == "yes-no" else 0
     saved = int8_saves(facts, dtype) if int8 else 0
+    if facts.int4 is not None and stays_int4(facts, dtype, device):
+        saved = facts.int4.parameters * ITEMSIZE[dtype] - facts.int4.resident
     return (facts.parameters + table) * ITEMSIZE[dtype] + heads + answers - saved
+
+
+def stays_int4(facts: ModelFacts, dtype: str, device: DeviceView) -> bool:
+    """Whether a checkpoint of four-bit matrices is served as it is."""
+    return facts.int4 is not None and _captures(device, _computed(dtype, device))
 
 
 def int8_saves(facts: ModelFacts, dtype: str) -> int:
@@ -128,7 +135,7 @@ def activations(
 
 
 def captured(
-    facts: ModelFacts, dtype: str, device: DeviceView, *, sequences: int, kv_tokens: int, int8: bool = False
+    facts: ModelFacts, dtype: str, device: DeviceView, *, sequences: int, kv_tokens: int, quantised: bool = False
 ) -> int:
     """Bytes that the captured steps of a decoder hold, for one token of each of `sequences`.
 
@@ -141,7 +148,7 @@ def captured(
     h, i = facts.hidden_size, facts.intermediate_size
     queries, keys = facts.attention_heads * facts.head_dim, facts.kv_heads * facts.head_dim
     row = (max(3 * h + 6 * queries + 6 * keys, 3 * h + 4 * i) + facts.vocab_size) * b
-    parts = ATTENTION_PARTS * facts.head_dim + (INT8_WORKSPACE if int8 else 0)
+    parts = ATTENTION_PARTS * facts.head_dim + (QUANTISED_WORKSPACE if quantised else 0)
     return sequences * (row + kv_tokens // 16 * 4) + parts + GRAPHS
 
 

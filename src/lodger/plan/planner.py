@@ -86,7 +86,7 @@ def _grant(want: Demand, level: int) -> ModelPlan:
         uid=want.uid,
         facts=want.candidate.facts,
         dtype=want.dtype,
-        quantization="int8" if want.int8 else None,
+        quantization=want.quantization,
         budget=want.budget(level),
         kv_tokens=want.kv_tokens(level),
         shares=want.shares,
@@ -101,4 +101,6 @@ def _notes(want: Demand, level: int) -> tuple[str, ...]:
         notes.append(f"serves {served:,} of the {longest:,} tokens that the model knows; context_length asks for more")
     if want.candidate.spec.quantization and not want.int8:
         notes.append(f"quantization has no effect: encoders keep {want.dtype}")
+    if want.candidate.facts.int4 and not want.quantization:
+        notes.append(f"its int4 weights become {want.dtype}, as no kernel multiplies with them here")
     return tuple(notes)

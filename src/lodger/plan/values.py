@@ -24,7 +24,7 @@ class ModelPlan(msgspec.Struct, frozen=True, kw_only=True):
     uid: str
     facts: ModelFacts
     dtype: str  # of weights and activations on the device
-    quantization: str | None = None  # of the layers' weights: "int8"
+    quantization: str | None = None  # of the layers' weights: "int8", "int4"
     budget: Budget
     kv_tokens: int = 0  # tokens that `budget.kv_cache` holds
     shares: str | None = None  # uid of a model of the same folder: `budget.weights` are those that it has loaded

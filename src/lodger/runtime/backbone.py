@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import torch
 
+from lodger.runtime.int4_stored import StoredInt4Linear
 from lodger.runtime.layers import Placement
 from lodger.runtime.packed import PackedBatch
 
@@ -39,7 +40,7 @@ class TransformersBackbone:
 def place(module: torch.nn.Module, placement: Placement) -> None:
     """Move a module tree to the device in place, layer by layer; originals go as their copies come."""
     for name, child in list(module.named_children()):
-        if isinstance(child, torch.nn.Linear):
+        if isinstance(child, torch.nn.Linear | StoredInt4Linear):
             setattr(module, name, placement.linear([child.weight], [child.bias]))
         elif isinstance(child, torch.nn.Embedding):
             setattr(module, name, placement.lookup(child.weight))

@@ -9,7 +9,7 @@ import torch
 
 from lodger.catalogue.facts import ModelFacts
 from lodger.runtime.layers import half_weights_served, make_linear
-from lodger.runtime.precision import Precision, precision, with_int8
+from lodger.runtime.precision import Precision, precision, with_int4, with_int8
 
 _WORKING_SET = 16 * 2**20  # bytes of float32 weights: a product finds them in no core's own cache
 _MOST_LAYERS = 64
@@ -25,12 +25,15 @@ def precisions(
 
     A CPU's are ordered by measured speed. On a GPU it is the stored dtype if that is a half precision, else bfloat16
     for decoders and float16 for encoders, which need its longer mantissa more than range. Weights of one byte are for
-    decoders, and then for nothing else.
+    decoders, and then for nothing else. Those of a quantised checkpoint are what they are.
 
     Raises:
+        MissingDependency: for the kernels of a quantised checkpoint.
         Unsupported: `asked` is no dtype that models run in, or not one for weights of one byte.
     """
     found = _dense(facts, asked, device)
+    if facts.int4 is not None:
+        return [with_int4(dense, device) for dense in found]
     return [with_int8(found[0], device)] if quantization and facts.causal else found
 
 
@@ -40,7 +43,7 @@ def _dense(facts: ModelFacts, asked: str | None, device: torch.device) -> list[P
     if device.type == "cpu":
         rows = _DECODE_ROWS if facts.generates else _ENCODE_ROWS
         return [precision(name, device) for name in _by_speed(facts.hidden_size, facts.intermediate_size, rows)]
-    stored = max(facts.stored_bytes, key=lambda name: facts.stored_bytes[name], default="float32")
+    stored = facts.stored_dtype
     half = stored if stored in ("bfloat16", "float16") else "bfloat16" if facts.causal else "float16"
     return [precision(half, device), precision("float32", device)]
 

@@ -13,7 +13,10 @@ from threading import Lock
 import torch
 from torch.nn.functional import embedding, linear
 
+from lodger.catalogue.int4 import resident_bytes
 from lodger.runtime.arena import Arena
+from lodger.runtime.int4 import Int4Linear, pack_again
+from lodger.runtime.int4_stored import StoredInt4
 from lodger.runtime.precision import Precision
 from lodger.runtime.quantised import SCALE_BYTES, QuantisedLinear, quantise
 
@@ -96,6 +99,9 @@ def half_weights_served() -> bool:
     return "fbgemm" in torch.backends.quantized.supported_engines
 
 
+Weight = torch.Tensor | StoredInt4  # [rows, columns], as a folder has it
+
+
 class Placement:
     """Turns stored tensors into layers on one device in one precision, and counts the bytes read and held.
 
@@ -134,11 +140,15 @@ class Placement:
     def lookup(self, table: torch.Tensor) -> Lookup:
         return Lookup(self.tensor(table, self.precision.weights), self.precision.compute)
 
-    def linear(self, weights: list[torch.Tensor], biases: list[torch.Tensor | None]) -> torch.nn.Module:
-        """One product for several with the same input: their outputs lie side by side."""
+    def linear(self, weights: Sequence[Weight], biases: list[torch.Tensor | None]) -> torch.nn.Module:
+        """One product for several with the same input: their outputs lie side by side. All are stored alike."""
+        plain = [weight for weight in weights if isinstance(weight, torch.Tensor)]
+        stored = [weight for weight in weights if isinstance(weight, StoredInt4)]
+        if stored:
+            return self._int4(stored, biases)
         if self.precision.int8:
-            return self._quantised(weights, biases)
-        return self.dense(weights, biases)
+            return self._quantised(plain, biases)
+        return self.dense(plain, biases)
 
     def dense(self, weights: list[torch.Tensor], biases: list[torch.Tensor | None]) -> torch.nn.Module:
         """`linear` in the precision's own dtype whatever else it says."""
@@ -154,6 +164,14 @@ class Placement:
             values, scales = quantise(weights, self.device, self.empty)
         self._count(sum(weight.nbytes for weight in weights), values.nbytes + scales.nbytes)
         return QuantisedLinear(values, scales, self._bias(biases))
+
+    def _int4(self, weights: list[StoredInt4], biases: list[torch.Tensor | None]) -> torch.nn.Module:
+        if not self.precision.int4:
+            return self.dense([weight.dense(self.precision.weights) for weight in weights], biases)
+        with self._quantising:
+            words, scales = pack_again(weights, self.device, self.empty)
+        self._count(sum(weight.nbytes for weight in weights), words.nbytes + scales.nbytes)
+        return Int4Linear(words, scales, weights[0].shape[1], self._bias(biases))
 
     def _joined(self, weights: list[torch.Tensor]) -> torch.Tensor:
         """One below the other, each copied into its place."""
@@ -172,8 +190,16 @@ class Placement:
             self._on_read(read)
 
 
+def stored_linear_bytes(weight: Weight, device: torch.device, precision: Precision) -> int:
+    """Bytes of `weight` in the layer that `Placement.linear` makes of it."""
+    if isinstance(weight, StoredInt4) and precision.int4:
+        rows, columns = weight.shape
+        return resident_bytes(rows, columns, weight.packing.group)
+    return linear_bytes(weight.shape, device, precision)
+
+
 def linear_bytes(shape: torch.Size, device: torch.device, precision: Precision) -> int:
-    """Bytes that a weight [out, in] takes in the layer that `Placement.linear` makes of it."""
+    """Bytes that a weight [out, in] of ordinary numbers takes in the layer that `Placement.linear` makes of it."""
     rows, columns = shape
     if precision.int8:
         return rows * (columns + SCALE_BYTES)

@@ -17,7 +17,8 @@ from lodger.runtime.backbone import Backbone, TransformersBackbone, place
 from lodger.runtime.decoder import DenseDecoder, is_dense
 from lodger.runtime.encoder import DenseEncoder, is_bert_like
 from lodger.runtime.heap import exact_allocations
-from lodger.runtime.layers import Placement, PlainLinear, linear_bytes
+from lodger.runtime.int4_stored import StoredInt4Linear
+from lodger.runtime.layers import Placement, PlainLinear, linear_bytes, stored_linear_bytes
 from lodger.runtime.precision import Precision
 from lodger.runtime.runner import Runner
 from lodger.runtime.selftest import SelfTest
@@ -55,7 +56,7 @@ def load_runner(
         UnknownArchitecture: packed requests would influence each other.
         OutOfMemory: no precision fits; with both numbers.
     """
-    checkpoint = Checkpoint(Path(facts.path))
+    checkpoint = Checkpoint(Path(facts.path), facts.int4)
     stored = read_stored(facts, checkpoint, answers)
     sizes = {precision: weight_bytes(stored, facts, precision, device) for precision in precisions}
     fitting = [precision for precision, size in sizes.items() if size <= weight_budget]
@@ -64,7 +65,7 @@ def load_runner(
     test = SelfTest(facts, stored.model)
     for precision in fitting:
         arena = for_weights(device, sizes[precision])
-        placement = Placement(device, precision, _reporter(stored, progress), arena)
+        placement = Placement(device, precision, _reporter(stored, precision, progress), arena)
         runner = _assemble(facts, checkpoint, answers, placement)
         if test.error(runner) <= precision.tolerance:
             return runner
@@ -82,9 +83,9 @@ def weight_bytes(stored: Stored, facts: ModelFacts, precision: Precision, device
 
 def _module_bytes(module: torch.nn.Module, precision: Precision, device: torch.device) -> int:
     """Of its own parameters: matrices are stored in the weights' dtype, vectors in that of the activations."""
-    if isinstance(module, torch.nn.Linear):
+    if isinstance(module, torch.nn.Linear | StoredInt4Linear):
         bias = 0 if module.bias is None else module.bias.numel() * precision.compute.itemsize
-        return linear_bytes(module.weight.shape, device, precision) + bias
+        return stored_linear_bytes(module.weight, device, precision) + bias
     own = module.parameters(recurse=False)
     return sum(p.numel() * (precision.weights if p.dim() == 2 else precision.compute).itemsize for p in own)
 
@@ -163,9 +164,13 @@ def _lm_head(
     return placement.dense([weight], [None])
 
 
-def _reporter(stored: Stored, progress: Report) -> Callable[[int], None]:
+def _reporter(stored: Stored, precision: Precision, progress: Report) -> Callable[[int], None]:
     """Bytes read, one tensor after the other, as a fraction of all."""
     total = sum(parameter.nbytes for parameter in stored.model.parameters())
+    packed = (module.weight for module in stored.model.modules() if isinstance(module, StoredInt4Linear))
+    total += sum(
+        weight.nbytes if precision.int4 else weight.shape.numel() * precision.weights.itemsize for weight in packed
+    )
     done = 0
 
     def read(size: int) -> None:

@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 import torch
 
-from lodger.errors import Unsupported
+from lodger import toolchain
+from lodger.errors import MissingDependency, Unsupported
 
 
 class Precision(NamedTuple):
@@ -17,11 +18,12 @@ class Precision(NamedTuple):
     compute: torch.dtype  # activations and KV cache
     tolerance: float  # relative error against float32 that a sound model stays under
     int8: bool = False  # the products of the layers have weights of one byte instead (`lodger.runtime.quantised`)
+    int4: bool = False  # weights that are stored in half a byte stay so (`lodger.runtime.int4`)
 
     @property
     def dense(self) -> Precision:
-        """The same without weights of one byte."""
-        return self._replace(int8=False)
+        """The same with every weight in the dtype."""
+        return self._replace(int8=False, int4=False)
 
 
 def precision(name: str, device: torch.device) -> Precision:
@@ -59,3 +61,20 @@ def with_int8(dense: Precision, device: torch.device) -> Precision:
             param="quantization",
         )
     return dense._replace(int8=True, tolerance=_INT8_TOLERANCE)
+
+
+def with_int4(dense: Precision, device: torch.device) -> Precision:
+    """`dense` for a checkpoint of half bytes: these stay as they are where a kernel multiplies with them, and become
+    `dense` elsewhere.
+
+    Raises:
+        MissingDependency: the kernel cannot be built.
+    """
+    halves = dense.weights in (torch.bfloat16, torch.float16)
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0) or not halves:
+        return dense
+    if lacking := toolchain.missing():
+        raise MissingDependency(
+            f"int4 weights need {' and '.join(lacking)} for our GPU kernels.", hint="Install what is missing."
+        )
+    return dense._replace(int4=True)

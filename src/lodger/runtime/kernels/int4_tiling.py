@@ -1,0 +1,42 @@
+"""How a product with a weight of half a byte is cut: decisions over numbers, without Triton."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from lodger.runtime.kernels.product_tiling import MOST_TILES
+
+MOST_TOKENS = 128  # beyond these a dense product of the library wins, the weight's conversion included
+
+
+class Tile(NamedTuple):
+    """One program's share of a product."""
+
+    tokens: int
+    rows: int  # of the weight
+    splits: int  # programs that share the columns
+    warps: int
+    stages: int  # of reads in flight
+
+
+class _Cut(NamedTuple):
+    tokens: int  # up to these
+    tile: Tile
+    programs: int  # for each processor, as many as share the columns of the tiles
+
+
+_CUTS = (
+    _Cut(8, Tile(8, 64, 1, 4, 4), 4),
+    _Cut(16, Tile(16, 64, 1, 4, 4), 4),
+    _Cut(32, Tile(32, 64, 1, 4, 4), 3),
+    _Cut(MOST_TOKENS, Tile(64, 64, 1, 4, 3), 2),
+)
+_LEAST_BLOCKS = 4  # that a program is worth
+
+
+def tile_for(tokens: int, rows: int, blocks: int, processors: int) -> Tile:
+    """How up to MOST_TOKENS times a weight of `blocks` blocks of columns are cut for a card of `processors`."""
+    cut = next(cut for cut in _CUTS if tokens <= cut.tokens)
+    tiles = -(-rows // cut.tile.rows) * -(-tokens // cut.tile.tokens)
+    wanted = cut.programs * processors // tiles if tiles <= MOST_TILES else 1
+    return cut.tile._replace(splits=max(1, min(wanted, blocks // _LEAST_BLOCKS)))
