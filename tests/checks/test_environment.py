@@ -122,9 +122,21 @@ def test_a_cpu_build_of_torch_beside_a_gpu() -> None:
 )
 def test_the_driver_must_know_torchs_cuda(runtime: dict[str, str], driver: str, state: str) -> None:
     gpu = msgspec.structs.replace(GPU, driver=driver)
-    triton, found = check_cuda((gpu,), versions(torch="2.13.0", triton="3.6.0", **runtime))
+    triton, kernels, found = check_cuda((gpu,), versions(torch="2.13.0", triton="3.6.0", **runtime), list)
     assert (triton.name, triton.state) == ("triton", "ok")
+    assert (kernels.name, kernels.state, kernels.hint) == ("GPU kernels", "ok", None)
     assert (found.name, found.state) == ("GPU driver", state)
+
+
+def test_a_machine_that_cannot_build_kernels() -> None:
+    cuda = versions(torch="2.13.0", triton="3.6.0")
+    found = {check.name: check for check in check_cuda((GPU,), cuda, lambda: ["a C compiler (gcc or clang)"])}
+    kernels = found["GPU kernels"]
+    assert (kernels.state, kernels.measured) == ("warn", "cannot be built: a C compiler (gcc or clang) missing")
+    assert all(word in (kernels.hint or "") for word in ("apt install gcc", "dnf install gcc", "conda install"))
+    old = msgspec.structs.replace(GPU, compute_capability=(7, 5))
+    assert "GPU kernels" not in {check.name for check in check_cuda((old,), cuda, list)}
+    assert [check.name for check in check_cuda((GPU,), versions(torch="2.13.0"), list)] == ["triton"]
 
 
 def test_a_gpu_and_who_is_on_it() -> None:

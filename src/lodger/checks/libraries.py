@@ -7,11 +7,13 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 
+from lodger import toolchain
 from lodger.checks.base import Check
 from lodger.device.view import DeviceView
 
 OLDEST_PYTHON, NEWEST_PYTHON = (3, 10), (3, 13)
 OLDEST_DRIVER = {"13": 580, "12": 525}  # by CUDA major: NVIDIA's minor-version compatibility table
+OLDEST_KERNELS = (8, 0)  # compute capability that our kernels need
 _NAMED = ("torch", "transformers", "huggingface-hub", "modelscope-hub")  # each has a row of its own
 _REQUIREMENT = re.compile(r"([A-Za-z0-9._-]+)\s*([^;]*)")
 _BOUND = re.compile(r"(>=|<=|==|<|>)\s*([0-9.]+)")
@@ -82,7 +84,11 @@ def _without_metadata() -> Check:
     )
 
 
-def check_cuda(devices: Sequence[DeviceView], version_of: Versions = installed) -> Iterator[Check]:
+def check_cuda(
+    devices: Sequence[DeviceView],
+    version_of: Versions = installed,
+    lacking: Callable[[], list[str]] = toolchain.missing,
+) -> Iterator[Check]:
     """Whether torch can use the GPUs that there are; nothing where there are none."""
     gpu = next((device for device in devices if device.kind == "cuda"), None)
     torch = version_of("torch")
@@ -105,7 +111,26 @@ def check_cuda(devices: Sequence[DeviceView], version_of: Versions = installed) 
         expected="the version that comes with torch",
         hint=None if triton else "Install torch again, with its dependencies.",
     )
+    if triton and (gpu.compute_capability or OLDEST_KERNELS) >= OLDEST_KERNELS:
+        yield _kernels(lacking())
     yield from _driver(gpu, version_of)
+
+
+def _kernels(lacking: list[str]) -> Check:
+    """Whether Triton can build ours here. A server works without them."""
+    python = ".".join(map(str, sys.version_info[:2]))
+    return Check(
+        name="GPU kernels",
+        state="warn" if lacking else "ok",
+        measured=f"cannot be built: {' and '.join(lacking)} missing" if lacking else "can be built",
+        expected="a C compiler and Python's headers, for what starts each kernel",
+        hint=(
+            f"Debian, Ubuntu: apt install gcc python{python}-dev. RHEL, Fedora: dnf install gcc python{python}-devel. "
+            "conda: conda install -c conda-forge gcc. Without them chats decode much slower, and int4 is refused."
+            if lacking
+            else None
+        ),
+    )
 
 
 def _driver(gpu: DeviceView, version_of: Versions) -> Iterator[Check]:

@@ -10,9 +10,9 @@ import pytest
 import torch
 from attention_cases import LAYER, TOLERANCE, Case, far
 
+from lodger import toolchain
 from lodger.catalogue.inspect import inspect_folder
 from lodger.runtime import attention
-from lodger.runtime.kernels import toolchain
 from lodger.runtime.kv import KVCache
 from lodger.runtime.loading import load_runner
 from lodger.runtime.packed import pack_items, pack_rows

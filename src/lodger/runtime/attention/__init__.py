@@ -7,8 +7,8 @@ from importlib import import_module
 
 import torch
 
+from lodger import toolchain
 from lodger.runtime.attention.base import AttentionBackend
-from lodger.runtime.kernels import toolchain
 
 _log = logging.getLogger("lodger.runtime")
 
