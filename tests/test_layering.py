@@ -17,9 +17,8 @@ MODULES = {
     for file in sorted((SOURCE / "lodger").rglob("*.py"))
 }
 
-BASE = {
-    "errors", "units", "tasks", "spec", "budget", "service", "settings", "paths", "process", "log", "metrics", "toolchain",
-}  # fmt: skip
+BASE = {"errors", "units", "tasks", "spec", "budget", "service", "settings", "paths", "process", "log", "metrics"}
+BASE |= {"toolchain"}
 VALUES = {"lodger.catalogue.facts", "lodger.plan.values", "lodger.device.view"}  # what `service` is written in
 CONTROL = {"catalogue", "hub", "device", "plan", "text", "ipc", "supervisor", "api", "client", "checks", "config"}
 
