@@ -74,10 +74,12 @@ def serve(lane: EncodeLane, work: list[Job]) -> dict[str, float]:
     torch.cuda.synchronize()
     start, host, steps = time.perf_counter(), 0.0, 0
     while len(done) < len(work):
-        for claim in lane.claims(lane.step_tokens):
-            before = time.perf_counter()
+        claims = list(lane.claims(lane.step_tokens))
+        before = time.perf_counter()
+        for claim in claims:
             lane.micro_step(claim.lane, claim.tokens)
-            host, steps = host + time.perf_counter() - before, steps + 1
+        host, steps = host + time.perf_counter() - before, steps + len(claims)
+        lane.deliver(wait=not claims)
     spent = max(done) - start
     texts, tokens = sum(len(job.items) for job in work), sum(len(i.tokens) for job in work for i in job.items)
     return {"texts_s": texts / spent, "tok_s": tokens / spent, "steps": steps, "host_ms": host / steps * 1e3}

@@ -23,6 +23,8 @@ from lodger.tasks import CompletionTask, EmbedTask, SamplingParams, StopRules, U
 class Counted:
     """A lane that writes down its turns."""
 
+    paced = launched = False
+
     def __init__(self, name: str, journal: list[str], kind: Lane, *, decodes: int = 0, steps: int = 0) -> None:
         self.name, self.step_tokens, self.kind, self.journal = name, 512, kind, journal
         self.decodes, self.steps = decodes, steps
@@ -39,10 +41,14 @@ class Counted:
     def claims(self, budget: int) -> Iterable[Claim]:
         return [Claim(self.name, self.kind, budget, False)] if self.steps else []
 
-    def micro_step(self, lane: Lane, budget: int) -> None:
+    def micro_step(self, lane: Lane, budget: int) -> int:
         self.steps -= 1
         self.budgets.add(budget)
         self.journal.append(f"{self.name} {lane}")
+        return budget
+
+    def deliver(self, *, wait: bool) -> None:
+        """Every step is done when it returns."""
 
     def close(self) -> None:
         self.journal.append(f"{self.name} closed")
@@ -175,9 +181,7 @@ def test_a_text_that_does_not_fit_fails_its_request_and_no_other(
     serve: Any, tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = serve.fresh(inspect_folder(tiny("minilm")))
-    out_of_memory_for(
-        model._lane._runner, "encode", lambda items: any(99 in item.tokens for item in items), monkeypatch
-    )
+    out_of_memory_for(model._lane._runner, "start", lambda items: any(99 in item.tokens for item in items), monkeypatch)
 
     async def together() -> list[Any]:
         requests = [EmbedTask(model="m", inputs=((5, n, 6), (5, 6))) for n in (10, 99, 11)]

@@ -154,8 +154,8 @@ def test_callers_who_want_different_things_share_one_forward(
     heads = [(dense,), (late,), (dense, sparse, tokens), (sparse,), (late,), (tokens, dense)]
     alone = [runner.encode([item], [own])[0] for item, own in zip(items, heads, strict=True)]
     forwards: list[int] = []
-    hidden = Runner.hidden
-    monkeypatch.setattr(Runner, "hidden", lambda *given: (forwards.append(1), hidden(*given))[1])
+    by_layer = Runner.by_layer
+    monkeypatch.setattr(Runner, "by_layer", lambda *given: (forwards.append(1), by_layer(*given))[1])
     together = runner.encode(items, heads)
     assert len(forwards) == 1
     for mine, own, wanted in zip(together, alone, heads, strict=True):
@@ -247,14 +247,14 @@ def test_a_request_that_runs_out_of_memory_costs_the_others_nothing(
     serve: Any, tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = serve.fresh(inspect_folder(tiny("bge-m3-heads")))
-    encode_items = Runner.encode
+    start = Runner.start
 
     def guarded(self: Runner, items: Any, heads: Any) -> Any:
         if any(9 in item.tokens for item in items):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
-        return encode_items(self, items, heads)
+        return start(self, items, heads)
 
-    monkeypatch.setattr(Runner, "encode", guarded)
+    monkeypatch.setattr(Runner, "start", guarded)
 
     async def together() -> list[Any]:
         tasks = [EmbedTask(model="m", inputs=((5, n, 6), (5, 6)), outputs=ALL) for n in (10, 9, 11)]

@@ -1,7 +1,8 @@
 """`DeviceLoop`: the one thread that owns the device, and what it does at each turn.
 
-A turn is one decode step of every model with running chats, then one micro-step of whatever the arbiter chooses. New
-work and cancellations arrive between steps, as functions that the thread runs.
+A turn is one decode step of every model with running chats, then one micro-step of whatever the arbiter chooses. On a
+GPU both are launched and not waited for: what a step found is handed out while later ones run. New work and
+cancellations arrive between steps, as functions that the thread runs.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ from typing import Protocol
 
 from lodger.errors import InternalError
 from lodger.runtime.runner import Runner
+from lodger.runtime.stopwatch import Mark, Stopwatch
 from lodger.sched.arbiter import Arbiter, Claim, micro_step_tokens
+from lodger.sched.pace import Pace
 from lodger.sched.step import Lane
 
 
@@ -22,6 +25,7 @@ class ModelLane(Protocol):
 
     name: str
     step_tokens: int
+    paced: bool  # a micro-step can be cut to the time that chats leave for it; else it gets a share of a full step
 
     @property
     def decoding(self) -> bool:
@@ -34,8 +38,17 @@ class ModelLane(Protocol):
         """What could run next, cut to `budget` tokens, or to more where a model's own chats pay for it."""
         ...
 
-    def micro_step(self, lane: Lane, budget: int) -> None:
-        """Run what was claimed with this `budget`."""
+    def micro_step(self, lane: Lane, budget: int) -> int:
+        """Run what was claimed with this `budget`; how many tokens of whole forwards that was."""
+        ...
+
+    @property
+    def launched(self) -> bool:
+        """`deliver` will have something to hand out that nobody else does."""
+        ...
+
+    def deliver(self, *, wait: bool) -> None:
+        """Hand out what the device has finished; `wait`: for the oldest if it has finished nothing."""
         ...
 
     def close(self) -> None:
@@ -61,7 +74,8 @@ class DeviceLoop:
     def __init__(self, device: str) -> None:
         self._inbox: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._lanes: dict[str, ModelLane] = {}
-        self._arbiter = Arbiter()
+        self._arbiter, self._pace = Arbiter(), Pace()
+        self._stopwatch = Stopwatch(on_gpu=device.startswith("cuda"))
         self._thread = threading.Thread(target=self._run, name=f"device {device}", daemon=True)
         self._thread.start()
 
@@ -118,15 +132,37 @@ class DeviceLoop:
             block = block and not self._busy()
 
     def _busy(self) -> bool:
-        return any(lane.decoding or any(lane.claims(1)) for lane in self._lanes.values())
+        return any(lane.decoding or lane.launched or any(lane.claims(1)) for lane in self._lanes.values())
 
     def _turn(self) -> None:
         lanes = list(self._lanes.values())
         decoding = [lane for lane in lanes if lane.decoding]
+        marks = [self._stopwatch.mark()] if decoding else []
         for lane in decoding:
             lane.decode()
-        budgets = {lane.name: micro_step_tokens(bool(decoding), lane.step_tokens) for lane in lanes}
+        if decoding:
+            marks.append(self._stopwatch.mark())
+        budgets = {lane.name: self._budget(lane, bool(decoding)) for lane in lanes}
         claims = [claim for lane in lanes for claim in lane.claims(budgets[lane.name])]
         chosen = self._arbiter.choose(claims)
-        if chosen is not None:
-            self._lanes[chosen.model].micro_step(chosen.lane, budgets[chosen.model])
+        ran = 0 if chosen is None else self._lanes[chosen.model].micro_step(chosen.lane, budgets[chosen.model])
+        if decoding:
+            self._measure([*marks, self._stopwatch.mark()], "" if chosen is None else chosen.model, ran)
+        for lane in lanes:
+            lane.deliver(wait=not decoding and chosen is None)
+
+    def _budget(self, lane: ModelLane, decoding: bool) -> int:
+        """Most tokens of its next micro-step."""
+        if decoding and lane.paced:
+            return self._pace.budget(lane.name, lane.step_tokens)
+        return micro_step_tokens(decoding, lane.step_tokens)
+
+    def _measure(self, marks: list[Mark], lane: str, tokens: int) -> None:
+        """`marks`: before and after a decode step, and after the micro-step behind it."""
+
+        def learn(times: list[float]) -> None:
+            self._pace.decoded(times[0])
+            self._pace.ran(lane, tokens, times[1])
+
+        self._stopwatch.tell(marks, learn)
+        self._stopwatch.hear()

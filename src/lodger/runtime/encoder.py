@@ -7,12 +7,14 @@ that multiplies can do so. At load its hidden states are compared with the gener
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import torch
 from torch.nn.functional import layer_norm
 
+from lodger.runtime.attention.base import AttentionPlan
 from lodger.runtime.context import current_plan
 from lodger.runtime.layers import OneDnnLinear, Placement
 from lodger.runtime.packed import PackedBatch
@@ -39,6 +41,19 @@ class Layer(NamedTuple):
     up: torch.nn.Module
     down: torch.nn.Module
     after_mlp: Norm
+
+
+Layers = Generator[None, None, torch.Tensor]  # a forward that stops after each layer; hidden states [T, hidden_size]
+
+
+def finish(layers: Layers) -> torch.Tensor:
+    """Run what is left of a forward."""
+    try:
+        while True:
+            next(layers)
+    except StopIteration as end:
+        hidden: torch.Tensor = end.value
+        return hidden
 
 
 def is_bert_like(model: Any) -> bool:
@@ -76,16 +91,21 @@ class DenseEncoder:
             self.layers = list(pool.map(lambda at: _layer(at, layers[at], placement), range(len(layers))))
 
     def __call__(self, batch: PackedBatch) -> torch.Tensor:
+        return finish(self.by_layer(batch, current_plan()))
+
+    def by_layer(self, batch: PackedBatch, plan: AttentionPlan) -> Layers:
+        """The forward, with a pause after each layer in which whoever runs it may launch other work."""
         assert batch.token_types is not None
         hidden = self.words(batch.tokens).add_(self.types(batch.token_types)).add_(self.positions(batch.positions))
         hidden = self.norm(hidden)
-        plan = current_plan()
         for layer in self.layers:
             query, key, value = layer.qkv(hidden).view(len(hidden), 3, -1, self.head_dim).unbind(1)
             found = plan.attend(layer.number, query, key, value, self.scale, None).flatten(1)
             del query, key, value
             hidden = self.add(layer.out, found, hidden, layer.after_attention)
+            del found
             hidden = self.add(layer.down, gelu(layer.up, hidden), hidden, layer.after_mlp)
+            yield
         return hidden
 
     def add(self, linear: torch.nn.Module, x: torch.Tensor, residual: torch.Tensor, norm: Norm) -> torch.Tensor:

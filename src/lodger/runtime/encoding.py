@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from lodger.errors import Cancelled, LodgerError, ModelAsleep
 from lodger.runtime.recovery import run_or_split
-from lodger.runtime.runner import Heads, Rows, Runner
+from lodger.runtime.runner import Heads, Rows, Runner, TextForward
 from lodger.sched.arbiter import Claim
 from lodger.sched.encode import EncodeLane as LaneName
 from lodger.sched.encode import EncodeQueue, Job
@@ -26,16 +27,50 @@ class _Open:
     rows: dict[int, Rows] = field(default_factory=dict)  # by the index of the text
 
 
+@dataclass
+class _Run:
+    """One step on its way to the device."""
+
+    step: EncodeStep
+    forward: TextForward | None = None  # None: it has not begun
+    layers: int | None = None  # to launch next; None is all
+
+    @property
+    def tokens(self) -> int:
+        return self.step.tokens
+
+    @property
+    def left(self) -> int:
+        """What is not launched yet, in tokens of whole forwards."""
+        if self.forward is None:
+            return self.tokens
+        return self.tokens * self.forward.left // self.forward.layers
+
+    @property
+    def ready(self) -> bool:
+        """The device is done with it."""
+        return self.forward is not None and self.forward.ready
+
+
 class EncodeLane:
-    """Called by the device's thread only, apart from the constructor."""
+    """Called by the device's thread only, apart from the constructor.
+
+    Where a micro-step is to be short, some layers of a step are launched at a time: it is as short as that, and its
+    products are still those of many tokens. On a GPU a step is prepared while the one before is computed.
+    """
+
+    paced = True
+    decoding = False
 
     def __init__(self, name: str, runner: Runner, lane: LaneName, step_tokens: int) -> None:
         self.name = name
         self.step_tokens = step_tokens
-        self.decoding = False
         self._runner: Runner | None = runner  # None while the model sleeps
         self._queue = EncodeQueue(lane)
         self._open: dict[int, _Open] = {}
+        self._running: deque[_Run] = deque()  # begun, the one that goes on first
+        self._launched: deque[_Run] = deque()  # whole; the device computes them or has done so
+        self._bypassed = False  # the last micro-step was for an urgent text while another run waited
 
     @property
     def runner(self) -> Runner:
@@ -74,6 +109,9 @@ class EncodeLane:
             self._queue.cancel(job_id)
 
     def close(self) -> None:
+        self._running.clear()
+        while self._launched:
+            self.deliver(wait=True)
         for job_id in list(self._open):
             self._end(job_id, Cancelled("the model was unloaded."))
 
@@ -81,28 +119,65 @@ class EncodeLane:
         """An encoder has no tokens to make."""
 
     def claims(self, budget: int) -> Iterable[Claim]:
-        if self._queue.has_work():
-            tokens = min(self._queue.waiting_tokens, self.step_tokens, budget)
+        waiting = self._queue.waiting_tokens + sum(run.left for run in self._running)
+        if self._queue.has_work() or self._running:
+            tokens = min(waiting, self.step_tokens, budget)
             yield Claim(self.name, self._queue.lane, tokens, urgent=self._queue.urgent)
 
-    def micro_step(self, lane: Lane, budget: int) -> None:
-        step = self._queue.next_step(min(budget, self.step_tokens))
-        if step is not None:
-            run_or_split(step, self._compute, _halves, self._fail)
+    def micro_step(self, lane: Lane, budget: int) -> int:
+        run = self._next(budget)
+        if run is None:
+            return 0
+        before, all_layers = run.left, self.runner.facts.layers
+        run.layers = None if budget >= before else max(budget * all_layers // run.tokens, 1)
+        run_or_split(run, self._advance, _halves, self._fail)
+        return before - run.left
 
-    def _compute(self, step: EncodeStep) -> None:
-        items = [item for item in step.items if item.job in self._open]
-        if not items:
+    @property
+    def launched(self) -> bool:
+        return bool(self._launched)
+
+    def deliver(self, *, wait: bool) -> None:
+        while self._launched and (wait or self._launched[0].ready):
+            run_or_split(self._launched.popleft(), self._hand_out, lambda _: None, self._fail)
+            wait = False
+
+    def _next(self, budget: int) -> _Run | None:
+        """What goes on. A text that somebody waits for passes a run that is under way, but not twice in a row."""
+        passing = self._queue.urgent and len(self._running) == 1 and not self._bypassed
+        self._bypassed = passing
+        if passing or not self._running:
+            tokens = min(budget, self.step_tokens) if self._queue.urgent else self.step_tokens
+            step = self._queue.next_step(tokens)
+            return None if step is None else _Run(step)
+        return self._running.popleft()
+
+    def _advance(self, run: _Run) -> None:
+        if run.forward is None:
+            items = tuple(item for item in run.step.items if item.job in self._open)
+            if not items:
+                return
+            run.step = run.step._replace(items=items)
+            run.forward = self.runner.start(items, [self._open[item.job].heads for item in items])
+        if not run.forward.launch(run.layers):
+            self._running.appendleft(run)
             return
-        found = self.runner.encode(items, [self._open[item.job].heads for item in items])
-        for item, rows in zip(items, found, strict=True):
-            job = self._open[item.job]
+        self._launched.append(run)
+        while len(self._launched) > (1 if run.forward.overlaps else 0):
+            self.deliver(wait=True)
+
+    def _hand_out(self, run: _Run) -> None:
+        assert run.forward is not None
+        for item, rows in zip(run.step.items, run.forward.rows(), strict=True):
+            job = self._open.get(item.job)
+            if job is None:  # nobody waits any more
+                continue
             job.rows[item.index] = rows
             if len(job.rows) == job.missing:
                 self._end(item.job, [job.rows[index] for index in sorted(job.rows)])
 
-    def _fail(self, step: EncodeStep, error: LodgerError) -> None:
-        for job_id in {item.job for item in step.items} & self._open.keys():
+    def _fail(self, run: _Run, error: LodgerError) -> None:
+        for job_id in {item.job for item in run.step.items} & self._open.keys():
             self._end(job_id, error)
 
     def _end(self, job_id: int, outcome: Outcome) -> None:
@@ -110,8 +185,10 @@ class EncodeLane:
         self._open.pop(job_id).deliver(outcome)
 
 
-def _halves(step: EncodeStep) -> tuple[EncodeStep, EncodeStep] | None:
-    if len(step.items) < 2:
+def _halves(run: _Run) -> tuple[_Run, _Run] | None:
+    """Of its texts; each is computed without a pause."""
+    items = run.step.items
+    if len(items) < 2:
         return None
-    middle = len(step.items) // 2
-    return step._replace(items=step.items[:middle]), step._replace(items=step.items[middle:])
+    middle = len(items) // 2
+    return _Run(run.step._replace(items=items[:middle])), _Run(run.step._replace(items=items[middle:]))

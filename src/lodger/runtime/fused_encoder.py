@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 
-from lodger.runtime.encoder import DenseEncoder, Norm, gelu
+from lodger.runtime.attention.base import AttentionPlan
+from lodger.runtime.encoder import DenseEncoder, Layers, Norm, gelu
 from lodger.runtime.kernels.embeddings import embed
 from lodger.runtime.kernels.encoder_attention import attend_texts
 from lodger.runtime.kernels.layer_norm import layer_norm
@@ -20,24 +19,19 @@ _MOST_HEAD_DIM = 128
 class FusedEncoder(DenseEncoder):
     """Computes what `DenseEncoder` computes; in a half precision with an attention of its own."""
 
-    def __call__(self, batch: PackedBatch) -> torch.Tensor:
+    def by_layer(self, batch: PackedBatch, plan: AttentionPlan) -> Layers:
         if not self.own_attention:
-            return super().__call__(batch)
-        *_, hidden = self.layer_by_layer(batch)
-        return hidden
+            return super().by_layer(batch, plan)
+        assert batch.stacked is not None
+        tiles = upload(text_tiles(batch.lengths), torch.int32, batch.tokens.device)
+        return self.forward(batch.stacked, tiles)
 
     @property
     def own_attention(self) -> bool:
         """Whether our kernel attends; else the plan of the forward does."""
         return self.words.compute in (torch.float16, torch.bfloat16) and self.head_dim <= _MOST_HEAD_DIM
 
-    def layer_by_layer(self, batch: PackedBatch) -> Iterator[torch.Tensor]:
-        """Hidden states [T, hidden_size] after each layer: whoever takes them may launch other work between two."""
-        assert batch.stacked is not None
-        tiles = upload(text_tiles(batch.lengths), torch.int32, batch.tokens.device)
-        return self.forward(batch.stacked, tiles)
-
-    def forward(self, inputs: torch.Tensor, tiles: torch.Tensor) -> Iterator[torch.Tensor]:
+    def forward(self, inputs: torch.Tensor, tiles: torch.Tensor) -> Layers:
         """
         Args:
             inputs: [3, T]: tokens, positions, types.
@@ -50,7 +44,8 @@ class FusedEncoder(DenseEncoder):
             hidden = self.add(layer.out, found, hidden, layer.after_attention)
             del found
             hidden = self.add(layer.down, gelu(layer.up, hidden), hidden, layer.after_mlp)
-            yield hidden
+            yield
+        return hidden
 
     def add(self, linear: torch.nn.Module, x: torch.Tensor, residual: torch.Tensor, norm: Norm) -> torch.Tensor:
         return layer_norm(linear(x), residual, norm.weight, norm.bias, norm.epsilon)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import count, groupby
 
 import torch
 
 from lodger.catalogue.facts import ModelFacts
 from lodger.runtime.arena import Arena
-from lodger.runtime.attention.base import AttentionBackend
+from lodger.runtime.attention.base import AttentionBackend, AttentionPlan
 from lodger.runtime.backbone import Backbone
 from lodger.runtime.context import attending
+from lodger.runtime.encoder import DenseEncoder, Layers
 from lodger.runtime.heads import Head
 from lodger.runtime.kv import KVCache
 from lodger.runtime.packed import PackedBatch, pack_items
@@ -61,7 +62,6 @@ class Runner:
         last = [batch.offsets[n + 1] - 1 for n in wanted]
         return hidden.index_select(0, upload(last, torch.int64, self.device))
 
-    @torch.inference_mode()
     def encode(self, items: Sequence[Item], heads: Sequence[Heads]) -> list[Rows]:
         """One forward, whatever is made of it, and one copy back.
 
@@ -72,30 +72,96 @@ class Runner:
         Returns:
             For each item what its heads made.
         """
+        return self.start(items, heads).rows()
+
+    def start(self, items: Sequence[Item], heads: Sequence[Heads]) -> TextForward:
+        """`encode`, to be launched piece by piece."""
+        return TextForward(self, items, heads)
+
+    def by_layer(self, batch: PackedBatch) -> Layers:
+        """The forward of whole texts, with a pause after each layer where the backbone knows its layers."""
+        plan = self.attention.plan(batch, None, causal=self.facts.causal)
+        if isinstance(self.backbone, DenseEncoder):
+            return self.backbone.by_layer(batch, plan)
+        return self._at_once(batch, plan)
+
+    def _at_once(self, batch: PackedBatch, plan: AttentionPlan) -> Layers:
+        yield from ()
+        with attending(plan):
+            return self.backbone(batch)
+
+
+class TextForward:
+    """One forward of packed texts and what their heads make of it. On a GPU only `rows` waits for the device."""
+
+    def __init__(self, runner: Runner, items: Sequence[Item], heads: Sequence[Heads]) -> None:
         wanted = [tuple(map(id, own)) for own in heads]
         order = sorted(range(len(items)), key=wanted.__getitem__)  # texts that want the same lie side by side
-        batch = pack_items([items[n] for n in order], self.facts.position_offset, self.device)
-        hidden = self.hidden(batch)
-        made: list[tuple[list[int], Head, torch.Tensor]] = []
-        first = 0
-        for _, group in groupby(order, key=wanted.__getitem__):
-            own = list(group)
-            offsets = batch.offsets[first : first + len(own) + 1]
-            part, inner = hidden[offsets[0] : offsets[-1]], tuple(offset - offsets[0] for offset in offsets)
-            made.extend((own, head, head(part, inner)) for head in heads[own[0]])
-            first += len(own)
-        found: list[Rows] = [[] for _ in items]
-        for (own, head, _), output in zip(made, _to_ram([output for *_, output in made]), strict=True):
-            parts = output.split_with_sizes([head.rows(len(items[n].tokens)) for n in own])
+        self._groups = [list(group) for _, group in groupby(order, key=wanted.__getitem__)]
+        self._items, self._heads = items, heads
+        self._batch = pack_items([items[n] for n in order], runner.facts.position_offset, runner.device)
+        self._forward = runner.by_layer(self._batch)
+        self.layers = self.left = runner.facts.layers  # in all, and not launched yet
+        self._made: list[tuple[list[int], Head]] = []  # texts, and the head whose output for them is in `_outputs`
+        self._outputs: list[torch.Tensor] | None = None  # in RAM, once `_done`
+        self._done: torch.cuda.Event | None = None
+
+    @torch.inference_mode()
+    def launch(self, layers: int | None = None) -> bool:
+        """Launch so many more layers, or all that are left; whether all of it is launched now."""
+        if self._outputs is None:
+            some = layers is not None and layers < self.left
+            try:
+                for _ in range(layers or 0) if some else count():
+                    next(self._forward)
+                    self.left -= 1
+            except StopIteration as end:
+                self.left = 0
+                self._finish(end.value)
+        return self._outputs is not None
+
+    @property
+    def overlaps(self) -> bool:
+        """It is computed while the host prepares what comes next."""
+        return self._done is not None
+
+    @property
+    def ready(self) -> bool:
+        """`rows` would not wait."""
+        return self._outputs is not None and (self._done is None or bool(self._done.query()))  # type: ignore[no-untyped-call]
+
+    def rows(self) -> list[Rows]:
+        """For each item what its heads made."""
+        self.launch()
+        if self._done is not None:
+            self._done.synchronize()
+        assert self._outputs is not None
+        found: list[Rows] = [[] for _ in self._items]
+        for (own, head), output in zip(self._made, self._outputs, strict=True):
+            parts = output.split_with_sizes([head.rows(len(self._items[n].tokens)) for n in own])
             for n, rows in zip(own, parts, strict=True):
                 found[n].append(rows)
         return found
 
+    def _finish(self, hidden: torch.Tensor) -> None:
+        made, first = [], 0
+        for own in self._groups:
+            offsets = self._batch.offsets[first : first + len(own) + 1]
+            part, inner = hidden[offsets[0] : offsets[-1]], tuple(offset - offsets[0] for offset in offsets)
+            for head in self._heads[own[0]]:
+                self._made.append((own, head))
+                made.append(head(part, inner))
+            first += len(own)
+        self._outputs = _to_ram(made)
+        if hidden.is_cuda:
+            self._done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._done.record()
+
 
 def _to_ram(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
-    """By one copy from the device."""
-    if len(tensors) == 1 or tensors[0].device.type == "cpu":
-        return [tensor.cpu() for tensor in tensors]
-    whole = torch.cat([tensor.flatten() for tensor in tensors]).cpu()
+    """By one copy from the device, into page-locked RAM; it is not waited for."""
+    if not tensors[0].is_cuda:
+        return tensors
+    whole = torch.cat([tensor.flatten() for tensor in tensors]).to("cpu", non_blocking=True)
     parts = whole.split_with_sizes([tensor.numel() for tensor in tensors])
     return [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
