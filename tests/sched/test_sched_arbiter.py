@@ -8,8 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lodger.sched.arbiter import PATIENCE, Arbiter, Claim, micro_step_tokens, prefill_tokens
-from lodger.sched.step import Lane
+from lodger.sched.arbiter import DECODING_SHARE, PATIENCE, Arbiter, Claim, micro_step_tokens, prefill_tokens
+from lodger.sched.blocks import BlockPool
+from lodger.sched.generate import GenerateScheduler
+from lodger.sched.sequence import Sequence
+from lodger.sched.step import GenerateStep, Lane
 
 BULK = Claim("m3", "embed", 500, False)
 QUERY = Claim("m3", "embed", 20, True)
@@ -87,8 +90,44 @@ def test_beside_decoding_chats_a_micro_step_is_small_and_never_over_the_step() -
         assert 1 <= micro_step_tokens(True, step_tokens) <= step_tokens
 
 
-def test_the_more_chats_wait_for_a_first_token_the_larger_are_the_chunks_of_their_prompts() -> None:
-    assert prefill_tokens(256, 2048, waiting=9, decoding=0) == 256, "nobody of this model waits for a next token"
-    assert prefill_tokens(256, 2048, waiting=1, decoding=8) == 256
-    assert prefill_tokens(256, 2048, waiting=8, decoding=8) == 1024
-    assert prefill_tokens(256, 2048, waiting=120, decoding=8) == 1920
+def test_each_chat_that_waits_for_its_first_token_buys_one_share() -> None:
+    assert prefill_tokens(256, 2048, waiting=1) == 256, "a long prompt beside chats goes in small chunks"
+    assert prefill_tokens(256, 2048, waiting=3) == 768
+    assert prefill_tokens(256, 2048, waiting=DECODING_SHARE) == 2048
+    assert prefill_tokens(256, 2048, waiting=500) == 2048
+    assert prefill_tokens(2048, 2048, waiting=1) == 2048, "nobody decodes"
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    prompts=st.lists(st.integers(1, 700), min_size=1, max_size=40),
+    begun=st.integers(1, 5),
+    step_tokens=st.sampled_from([256, 512, 2048]),
+)
+def test_many_prompts_at_once_are_let_in_by_full_steps_and_no_token_waits_longer_than_one(
+    prompts: list[int], begun: int, step_tokens: int
+) -> None:
+    """Turns as the device loop makes them, with chats that decode all the time."""
+    scheduler = GenerateScheduler(BlockPool(4000, 16), max_running=64)
+    for n in range(begun):
+        scheduler.add(Sequence(n, [n], max_new_tokens=10_000))
+    run(scheduler, scheduler.next_prefill(begun))
+    for n, length in enumerate(prompts, begun):
+        scheduler.add(Sequence(n, [n] * length, max_new_tokens=10_000))
+    share = micro_step_tokens(True, step_tokens)
+    turns = 0
+    while scheduler.has_prefill():
+        turns += 1
+        run(scheduler, scheduler.next_decode(64))
+        waiting = scheduler.waiting + scheduler.running - scheduler.decoding
+        step = scheduler.next_prefill(prefill_tokens(share, step_tokens, waiting))
+        assert step is not None
+        assert step.tokens <= min(step_tokens, share * waiting)
+        run(scheduler, step)
+    last = sum(-(-length // share) for length in sorted(prompts)[-DECODING_SHARE:])  # when few wait, one by one
+    assert turns <= -(-sum(prompts) // step_tokens) + last
+
+
+def run(scheduler: GenerateScheduler, step: GenerateStep | None) -> None:
+    if step is not None:
+        scheduler.complete(step, {row.sequence: 7 for row in step.rows if row.sample})

@@ -82,10 +82,10 @@ class GenerateLane:
 
     def wake(self, runner: Runner) -> None:
         self._max_running = min(self._most, MAX_RUNNING[runner.device.type])
-        resting, self._resting = self._resting, None
-        if resting is not None and resting.resume(runner):
-            self._stepper = resting
+        if self._resting is not None and self._resting.resume(runner):
+            self._stepper, self._resting = self._resting, None
         else:
+            self._resting = None
             self._stepper = Stepper(runner, self._cache, self._max_running)
             if runner.device.type == "cuda":
                 self._stepper.warm_up(self.step_tokens)
@@ -132,9 +132,8 @@ class GenerateLane:
 
     def _chunk(self, budget: int) -> int:
         """Most tokens of the next prefill step."""
-        decoding = self._scheduler.decoding
-        waiting = self._scheduler.waiting + self._scheduler.running - decoding
-        return min(prefill_tokens(budget, self.step_tokens, waiting, decoding), self.step_tokens)
+        waiting = self._scheduler.waiting + self._scheduler.running - self._scheduler.decoding
+        return prefill_tokens(budget, self.step_tokens, waiting)
 
     def _run(self, step: GenerateStep | None) -> None:
         if step is not None:

@@ -2,7 +2,8 @@
 
 The owner of the device turns like this: one decode step of every chat model with running sequences, then one
 micro-step, chosen here among the claims that are ready and cut to `micro_step_tokens`. So a token of a chat waits for
-at most one micro-step, however much there is to embed.
+at most one micro-step, however much there is to embed. Only other chats make that micro-step longer: each that waits
+for its first token adds one share, up to a full step (`prefill_tokens`).
 """
 
 from __future__ import annotations
@@ -80,15 +81,19 @@ def micro_step_tokens(decoding: bool, step_tokens: int) -> int:
     return min(step_tokens, max(SMALLEST_STEP, step_tokens // DECODING_SHARE))
 
 
-def prefill_tokens(budget: int, step_tokens: int, waiting: int, decoding: int) -> int:
-    """Most tokens of a chunk of prompts beside decoding chats of the same model.
+def prefill_tokens(budget: int, step_tokens: int, waiting: int) -> int:
+    """Most tokens of a chunk of prompts: `budget`, a micro-step's, for each chat that waits for its first token.
 
-    `budget` while few wait. The more chats wait for their first token than for their next one, the more of a full step
-    is theirs: many at once are not let in one by one while a few go on at full speed.
+    One long prompt beside chats goes in small chunks. From `DECODING_SHARE` waiting chats on the steps are full, so
+    that many that come at once are not let in one by one. Between two tokens of a chat there is at most one such chunk,
+    and never more than `step_tokens`.
+
+    Chosen in a simulation of a 4B model on an H100 (a decode step takes 4 ms + 20 us a row, prefill 1 ms + 12.4 us a
+    token, 256 + 128 tokens a chat). Against a part of the step in proportion to those that wait: 12,460 tokens/s for
+    11,100 with 128 chats at once and 15,410 for 13,340 with 256, 33 ms between two tokens (p99) for 22. Decode rows in
+    the same forward as the chunk would give 2 % more, steps of 4,096 tokens 3 % more for pauses of 58 ms.
     """
-    if not decoding:
-        return budget
-    return max(budget, step_tokens * waiting // (waiting + decoding))
+    return min(step_tokens, budget * max(waiting, 1))
 
 
 def _key(claim: Claim) -> tuple[str, Lane]:
