@@ -88,7 +88,7 @@ class Usage(msgspec.Struct, frozen=True):
         return self.prompt_tokens + self.completion_tokens
 
 
-class Delta(msgspec.Struct, frozen=True):
+class Delta(msgspec.Struct, frozen=True, array_like=True):
     """One increment of one choice. The last one of the last choice carries `usage` for the whole request."""
 
     index: int = 0  # which of the n choices

@@ -97,7 +97,7 @@ MESSAGES: dict[type[msgspec.Struct], st.SearchStrategy[Any]] = {
     m.Hello: st.builds(m.Hello, ids, ids),
     m.Progress: st.builds(m.Progress, ids, numbers),
     m.Loaded: st.builds(m.Loaded, ids, infos),
-    m.Token: st.builds(m.Token, ids, deltas),
+    m.Tokens: st.builds(m.Tokens, st.lists(st.tuples(ids, deltas), max_size=3).map(tuple)),
     m.Vectors: st.builds(m.Vectors, ids, vectors),
     m.Scores: st.builds(m.Scores, ids, scores),
     m.Done: st.builds(m.Done, ids),

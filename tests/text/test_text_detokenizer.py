@@ -11,6 +11,7 @@ import tiny_tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lodger.text.detokenizer import ByteDetokenizer, Detokenizer, WindowDetokenizer
 from lodger.text.tokenizer import Tokenizer
 
 TEXTS = (
@@ -27,8 +28,21 @@ def byte_level() -> Tokenizer:
     return Tokenizer(tiny_tokenizers.qwen())
 
 
-def pieces(tokenizer: Tokenizer, ids: list[int], *, skip_special: bool = True) -> list[str]:
-    stream = tokenizer.detokenizer(skip_special)
+@cache
+def window() -> Tokenizer:
+    return Tokenizer(tiny_tokenizers.qwen())
+
+
+def pieces(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
+    return streamed(tokenizer.detokenizer(), ids)
+
+
+def windowed(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
+    """As for decoders that are not known."""
+    return streamed(WindowDetokenizer(tokenizer._decode_window), ids)
+
+
+def streamed(stream: Detokenizer, ids: list[int]) -> list[str]:
     return [*(stream.push(token) for token in ids), stream.flush()]
 
 
@@ -45,8 +59,9 @@ def test_a_text_comes_back_in_whole_characters(tiny: Callable[..., Path], family
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.integers(0, 488), max_size=80))
 def test_any_tokens_add_up_to_their_decoding(ids: list[int]) -> None:
-    for skip in (True, False):
-        assert "".join(pieces(byte_level(), ids, skip_special=skip)) == byte_level().decode(ids, skip_special=skip)
+    assert isinstance(byte_level().detokenizer(), ByteDetokenizer)
+    assert "".join(pieces(byte_level(), ids)) == byte_level().decode(ids)
+    assert "".join(windowed(window(), ids)) == byte_level().decode(ids)
 
 
 @settings(max_examples=100, deadline=None)
@@ -55,6 +70,7 @@ def test_garbage_bytes_add_up_to_their_decoding_too(values: list[int]) -> None:
     """Bytes that are no text at all keep the window unfinished for long."""
     ids = [value for value in values if value < 256]
     assert "".join(pieces(byte_level(), ids)) == byte_level().decode(ids)
+    assert "".join(windowed(window(), ids)) == byte_level().decode(ids)
 
 
 def test_a_text_is_shown_as_early_as_it_can_be() -> None:
@@ -73,11 +89,10 @@ def test_an_unfinished_character_at_the_end_is_shown_by_flush() -> None:
     assert rest == "\ufffd"
 
 
-def test_special_tokens_are_hidden_or_shown() -> None:
+def test_special_tokens_are_hidden_and_other_added_ones_shown() -> None:
     tokenizer = byte_level()
-    ids = tokenizer.encode("<|im_start|>hi<|im_end|><|im_end|> you", special=False)
-    assert "".join(pieces(tokenizer, ids)) == "hi you"
-    assert "".join(pieces(tokenizer, ids, skip_special=False)) == "<|im_start|>hi<|im_end|><|im_end|> you"
+    ids = tokenizer.encode("<|im_start|><think>hi<|im_end|><|im_end|> you", special=False)
+    assert "".join(pieces(tokenizer, ids)) == "".join(windowed(window(), ids)) == "<think>hi you"
 
 
 def test_other_decoders_keep_their_spaces(tiny: Callable[..., Path]) -> None:
@@ -87,7 +102,7 @@ def test_other_decoders_keep_their_spaces(tiny: Callable[..., Path]) -> None:
 
 
 def test_work_for_each_token_does_not_grow(monkeypatch: pytest.MonkeyPatch) -> None:
-    tokenizer = byte_level()
+    tokenizer = Tokenizer(tiny_tokenizers.qwen())
     longest = 0
 
     def decode(ids: list[int], *, skip_special: bool = True) -> str:
@@ -97,5 +112,5 @@ def test_work_for_each_token_does_not_grow(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(tokenizer, "decode", decode)
     first_byte = tokenizer._backend.token_to_id("ä")  # 0xE4, with which three bytes begin
-    pieces(tokenizer, [first_byte] * 500 + tokenizer.encode(TEXTS[0] * 5, special=False))
+    windowed(tokenizer, [first_byte] * 500 + tokenizer.encode(TEXTS[0] * 5, special=False))
     assert 32 <= longest <= 33

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lodger.api.generation import Choice
-from lodger.api.sse import DONE, event
+from lodger.api.sse import DONE, SLOT, EventTemplate, event
 from lodger.tasks import Delta, Usage
 
 
@@ -35,29 +35,29 @@ class ChatChunks:
 
     def __init__(self, head: dict[str, Any], include_usage: bool) -> None:
         self._head = head | {"object": "chat.completion.chunk"}
+        self._text: dict[int, EventTemplate] = {}
         self._include_usage = include_usage
         self._usage = Usage()
-        self._begun: set[int] = set()
 
     def feed(self, delta: Delta) -> bytes:
         self._usage = delta.usage or self._usage
         events = b""
-        if delta.index not in self._begun:
-            self._begun.add(delta.index)
-            events += self._chunk(delta.index, {"role": "assistant", "content": ""}, None)
+        if delta.index not in self._text:
+            self._text[delta.index] = EventTemplate(self._chunk(delta.index, {"content": SLOT}, None))
+            events += event(self._chunk(delta.index, {"role": "assistant", "content": ""}, None))
         if delta.text:
-            events += self._chunk(delta.index, {"content": delta.text}, None)
+            events += self._text[delta.index].fill(delta.text)
         if delta.finish_reason:
-            events += self._chunk(delta.index, {"content": ""}, delta.finish_reason)
+            events += event(self._chunk(delta.index, {"content": ""}, delta.finish_reason))
         return events
 
     def end(self) -> bytes:
         usage = event(self._head | {"choices": [], "usage": count(self._usage)}) if self._include_usage else b""
         return usage + DONE
 
-    def _chunk(self, index: int, delta: dict[str, str], finish_reason: str | None) -> bytes:
+    def _chunk(self, index: int, delta: dict[str, str], finish_reason: str | None) -> dict[str, Any]:
         choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
-        return event(self._head | {"choices": [choice]})
+        return self._head | {"choices": [choice]}
 
 
 class TextChunks:
@@ -65,6 +65,7 @@ class TextChunks:
 
     def __init__(self, head: dict[str, Any], include_usage: bool) -> None:
         self._head = head
+        self._text: dict[int, EventTemplate] = {}
         self._include_usage = include_usage
         self._usage = Usage()
 
@@ -72,8 +73,15 @@ class TextChunks:
         self._usage = delta.usage or self._usage
         if not (delta.text or delta.finish_reason):
             return b""
-        return event(self._head | {"choices": [text_choice(delta.index, delta.text, delta.finish_reason)]})
+        if delta.finish_reason:
+            return event(self._chunk(delta.index, delta.text, delta.finish_reason))
+        if delta.index not in self._text:
+            self._text[delta.index] = EventTemplate(self._chunk(delta.index, SLOT, None))
+        return self._text[delta.index].fill(delta.text)
 
     def end(self) -> bytes:
         usage = event(self._head | {"choices": [], "usage": count(self._usage)}) if self._include_usage else b""
         return usage + DONE
+
+    def _chunk(self, index: int, text: str, finish_reason: str | None) -> dict[str, Any]:
+        return self._head | {"choices": [text_choice(index, text, finish_reason)]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections.abc import AsyncGenerator
 from typing import Any, Protocol
 
@@ -18,11 +19,24 @@ from lodger.tasks import Delta
 PING_SECONDS = 5.0  # proxies and clients give up on a silent connection after 30 s or more
 _PING = b": ping\n\n"
 DONE = b"data: [DONE]\n\n"
+SLOT = uuid.uuid4().hex  # what no caller can have sent
+_encode = msgspec.json.Encoder().encode
+_JSON_SLOT = _encode(SLOT)
 
 
 def event(value: Any) -> bytes:
     """One event whose data is `value` as JSON."""
-    return b"data: " + msgspec.json.encode(value) + b"\n\n"
+    return b"data: " + _encode(value) + b"\n\n"
+
+
+class EventTemplate:
+    """An event of which one string changes, encoded once. The value has SLOT where that string stands."""
+
+    def __init__(self, value: Any) -> None:
+        self._before, self._after = event(value).split(_JSON_SLOT)
+
+    def fill(self, text: str) -> bytes:
+        return self._before + _encode(text) + self._after
 
 
 class Renderer(Protocol):

@@ -14,10 +14,11 @@ import re
 import struct
 import zlib
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from contextlib import aclosing
 from functools import lru_cache
 from itertools import cycle
-from typing import Any
+from typing import Any, cast
 
 import psutil
 
@@ -92,6 +93,11 @@ class EchoModel:
         usage = Usage(prompt, len(words) * task.n)
         for index in range(task.n):
             yield Delta(index=index, finish_reason=reason, usage=usage if index == task.n - 1 else None)
+
+    async def generate_to(self, task: GenerateTask, put: Callable[[Delta], None]) -> None:
+        async with aclosing(cast("AsyncGenerator[Delta, None]", self.generate(task))) as deltas:
+            async for delta in deltas:
+                put(delta)
 
     async def embed(self, task: EmbedTask) -> EmbedResult:
         self._check_kind("embedding")

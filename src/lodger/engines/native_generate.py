@@ -4,26 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
 from functools import partial
 
-import msgspec
-
 from lodger.budget import Budget
+from lodger.engines.native_answer import Answer, Arrivals, Choice
 from lodger.engines.native_model import ServedModel, Serving, check_ids, out_of_memory
 from lodger.errors import ContextExceeded, EmptyInput, InvalidRequest, Unsupported
-from lodger.runtime.generating import GenerateLane, Generation, Made
+from lodger.runtime.generating import GenerateLane, Generation
 from lodger.runtime.kv import KVCache
 from lodger.runtime.runner import Runner
 from lodger.runtime.sampling import Rules, Sampler
 from lodger.sched.sequence import Sequence
-from lodger.tasks import ChatTask, Delta, FinishReason, GenerateTask, StopRules, Usage
-from lodger.text.stops import StopMatcher
+from lodger.tasks import ChatTask, Delta, GenerateTask, StopRules
 from lodger.text.template import ChatTemplate
-from lodger.text.tokenizer import Tokenizer
 
 _COUNTED = 4  # times the context length: prompts up to this are counted exactly before they are refused
-Arrivals = asyncio.Queue[tuple[int, Made]]  # index of the choice, and what became of it
 
 
 class GenerateModel(ServedModel):
@@ -33,9 +28,23 @@ class GenerateModel(ServedModel):
         self._lane = GenerateLane(serving.uid, runner, cache, budget.step_tokens, budget.sequences)
         self._template = ChatTemplate.load(serving.facts.path)
         self._device = runner.device
+        self._arrivals: Arrivals | None = None
         super().__init__(serving, self._lane, cache)
 
     async def generate(self, task: GenerateTask) -> AsyncIterator[Delta]:
+        """See `generate_to`."""
+        arrived: asyncio.Queue[Delta | None] = asyncio.Queue()
+        making = asyncio.ensure_future(self.generate_to(task, arrived.put_nowait))
+        making.add_done_callback(lambda _: arrived.put_nowait(None))
+        try:
+            while (delta := await arrived.get()) is not None:
+                yield delta
+            await making
+        finally:
+            making.cancel()
+            await asyncio.gather(making, return_exceptions=True)
+
+    async def generate_to(self, task: GenerateTask, put: Callable[[Delta], None]) -> None:
         """
         Raises:
             ContextExceeded, EmptyInput, Unsupported, InvalidRequest: before anything is made.
@@ -44,33 +53,21 @@ class GenerateModel(ServedModel):
         with self._counted():
             prompt = await self._in_pool(lambda: self._prompt(task))
             self._check_prompt(prompt)
-            arrivals: Arrivals = asyncio.Queue()
-            choices: list[_Choice] = []
+            answer = Answer(len(prompt), put, self._cancel)
             try:
                 with out_of_memory(f"{task.n} answers to {len(prompt):,} tokens were begun"):
                     for index in range(task.n):
-                        choices.append(self._start(task, prompt, index, arrivals))
-                async for delta in self._follow(choices, arrivals):
-                    done = all(choice.finished for choice in choices)
-                    usage = Usage(len(prompt), sum(choice.tokens for choice in choices)) if done else None
-                    yield msgspec.structs.replace(delta, usage=usage)
+                        self._start(task, prompt, index, answer)
+                await answer.done
             finally:
-                self._cancel(choices)
+                answer.close()
 
-    async def _follow(self, choices: list[_Choice], arrivals: Arrivals) -> AsyncIterator[Delta]:
-        """Deltas of all choices in the order in which their tokens come, until each has its finish reason."""
-        while not all(choice.finished for choice in choices):
-            index, made = await arrivals.get()
-            if made.error is not None:
-                raise made.error
-            choice = choices[index]
-            if choice.finished:  # its stop string was met while the next token was on its way
-                continue
-            text, reason = choice.push(made)
-            if reason is not None and made.finish is None:
-                self._cancel([choice])
-            if text or reason is not None:
-                yield Delta(index, text, reason)
+    def _arriving(self) -> Arrivals:
+        """Of the event loop that asks."""
+        loop = asyncio.get_running_loop()
+        if self._arrivals is None or self._arrivals.loop is not loop:
+            self._arrivals = Arrivals(loop)
+        return self._arrivals
 
     def _prompt(self, task: GenerateTask) -> list[int]:
         """Token ids; of a prompt far beyond the context some number beyond it."""
@@ -97,7 +94,7 @@ class GenerateModel(ServedModel):
                 param="messages",
             )
 
-    def _start(self, task: GenerateTask, prompt: list[int], index: int, arrivals: Arrivals) -> _Choice:
+    def _start(self, task: GenerateTask, prompt: list[int], index: int, answer: Answer) -> None:
         """Hand one choice to the device. Without a seed every choice gets its own randomness."""
         facts, rules = self._serving.facts, task.stopping
         seed = None if task.sampling.seed is None else task.sampling.seed + index
@@ -105,10 +102,10 @@ class GenerateModel(ServedModel):
             sequence=Sequence(next(self._ids), prompt, max_new_tokens=self._most_tokens(rules, len(prompt))),
             sampler=Sampler(Rules.of(task.sampling, facts.generation), seed, prompt, facts.vocab_size, self._device),
             stops=frozenset() if rules.ignore_eos else frozenset(facts.eos_token_ids),
-            deliver=_deliver_to(arrivals, index),
+            deliver=partial(self._arriving().deliver, answer, index),
         )
+        answer.choices.append(Choice(generation.sequence.id, generation.stops, self._serving.tokenizer, rules.stop))
         self._serving.loop.post(lambda: self._lane.add(generation))
-        return _Choice(generation, self._serving.tokenizer, rules.stop)
 
     def _most_tokens(self, rules: StopRules, prompt: int) -> int:
         room = self.info.context_length - prompt
@@ -118,44 +115,5 @@ class GenerateModel(ServedModel):
             raise InvalidRequest(f"max_tokens is {rules.max_tokens}, and at least 1 is needed.", param="max_tokens")
         return min(rules.max_tokens, room)
 
-    def _cancel(self, choices: list[_Choice]) -> None:
-        for choice in choices:
-            self._serving.loop.post(partial(self._lane.cancel, choice.sequence_id))
-
-
-class _Choice:
-    """The text of one choice, as its tokens come."""
-
-    def __init__(self, generation: Generation, tokenizer: Tokenizer, stops: tuple[str, ...]) -> None:
-        self.sequence_id = generation.sequence.id
-        self.tokens = 0  # made, the one that ends the text included
-        self.finished = False
-        self._ends = generation.stops
-        self._detokenizer = tokenizer.detokenizer()
-        self._matcher = StopMatcher(stops)
-
-    def push(self, made: Made) -> tuple[str, FinishReason | None]:
-        """The text that can be shown now, and why the choice has ended if it has."""
-        piece = ""
-        if made.token is not None:
-            self.tokens += 1
-            piece = "" if made.token in self._ends else self._detokenizer.push(made.token)
-        if made.finish is not None:
-            piece += self._detokenizer.flush()
-        text, stopped = self._matcher.push(piece)
-        if made.finish is not None:
-            text += self._matcher.flush()
-        reason: FinishReason | None = "stop" if stopped else made.finish
-        self.finished = reason is not None
-        return text, reason
-
-
-def _deliver_to(arrivals: Arrivals, index: int) -> Callable[[Made], None]:
-    """From the device's thread into the event loop that asks for this."""
-    loop = asyncio.get_running_loop()
-
-    def deliver(made: Made) -> None:
-        with suppress(RuntimeError):  # the event loop is closed: nobody waits any more
-            loop.call_soon_threadsafe(arrivals.put_nowait, (index, made))
-
-    return deliver
+    def _cancel(self, sequence_id: int) -> None:
+        self._serving.loop.post(partial(self._lane.cancel, sequence_id))

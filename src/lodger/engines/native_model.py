@@ -54,6 +54,9 @@ class ServedModel:
     def generate(self, task: GenerateTask) -> AsyncIterator[Delta]:
         raise self._wrong_kind("chat")
 
+    async def generate_to(self, task: GenerateTask, put: Callable[[Delta], None]) -> None:
+        raise self._wrong_kind("chat")
+
     async def embed(self, task: EmbedTask) -> EmbedResult:
         raise self._wrong_kind("embeddings")
 

@@ -2,8 +2,10 @@
 
 A frame is a 4-byte big-endian length and one msgpack map tagged by `type`. `id` ties answers to their request; a worker
 answers each `Load`, `Unload`, `Sleep`, `Wake`, `Embed`, `Rerank` with exactly one `Loaded`, `Done`, `Held`, `Vectors`,
-`Scores` or `Failed`, and each `Generate` with any number of `Token`s, of which the last of each choice carries a finish
-reason and the last of all the usage, or with one `Failed`. A `Cancel` is answered by nothing: the request just ends.
+`Scores` or `Failed`, and each `Generate` with any number of deltas, of which the last of each choice carries a finish
+reason and the last of all the usage, or with one `Failed`. Deltas of all requests that came together are one `Tokens`:
+a message for each would cost both processes more than the tokens. A `Cancel` is answered by nothing: the request just
+ends.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from lodger.engines.base import LoadedInfo, LoadRequest
 from lodger.errors import ErrorInfo
 from lodger.tasks import Delta, EmbedResult, EmbedTask, GenerateTask, RerankResult, RerankTask
 
-VERSION = 1  # gateway and worker of one Lodger only ever meet their own version; a difference is refused at Hello
+VERSION = 2  # gateway and worker of one Lodger only ever meet their own version; a difference is refused at Hello
 
 
 # gateway -> worker
@@ -80,9 +82,10 @@ class Loaded(msgspec.Struct, frozen=True, tag="loaded"):
     info: LoadedInfo
 
 
-class Token(msgspec.Struct, frozen=True, tag="token"):
-    id: int
-    delta: Delta
+class Tokens(msgspec.Struct, frozen=True, tag="tokens"):
+    """In the order in which they came."""
+
+    deltas: tuple[tuple[int, Delta], ...]  # each with the id of its request
 
 
 class Vectors(msgspec.Struct, frozen=True, tag="vectors"):
@@ -121,4 +124,4 @@ class Heartbeat(msgspec.Struct, frozen=True, tag="heartbeat"):
 
 
 ToWorker = Load | Unload | Sleep | Wake | Generate | Embed | Rerank | Cancel | Shutdown
-ToGateway = Hello | Progress | Loaded | Token | Vectors | Scores | Done | Held | Failed | Heartbeat
+ToGateway = Hello | Progress | Loaded | Tokens | Vectors | Scores | Done | Held | Failed | Heartbeat

@@ -18,8 +18,41 @@ from lodger.ipc.channel import Channel
 from lodger.tasks import Delta, EmbedResult, EmbedTask, GenerateTask, RerankResult, RerankTask
 
 _log = logging.getLogger("lodger.supervisor")
-Answer = m.Progress | m.Loaded | m.Token | m.Vectors | m.Scores | m.Done | m.Held | m.Failed
+Answer = m.Progress | m.Loaded | m.Vectors | m.Scores | m.Done | m.Held | m.Failed
 _Answers = asyncio.Queue["Answer"]
+
+
+class _Deltas:
+    """What one caller has not taken yet of its generation. Deltas of one choice that wait together become one: a caller
+    that is behind gets longer pieces instead of more of them, and holds no more than the text of its answer."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[int, Delta] = {}  # index of the choice -> its delta, the latest arrival last
+        self._end: Answer | None = None
+        self._caller: asyncio.Future[None] | None = None
+
+    def put(self, delta: Delta) -> None:
+        if (before := self._waiting.pop(delta.index, None)) is not None:
+            delta = Delta(delta.index, before.text + delta.text, delta.finish_reason, delta.usage)
+        self._waiting[delta.index] = delta
+        self._wake()
+
+    def put_nowait(self, answer: Answer) -> None:
+        """It ends with this one."""
+        self._end = answer
+        self._wake()
+
+    async def get(self) -> Delta | Answer:
+        while not self._waiting:
+            if self._end is not None:
+                return self._end
+            self._caller = asyncio.get_running_loop().create_future()
+            await self._caller
+        return self._waiting.pop(next(iter(self._waiting)))
+
+    def _wake(self) -> None:
+        if self._caller is not None and not self._caller.done():
+            self._caller.set_result(None)
 
 
 class RemoteWorker:
@@ -28,7 +61,7 @@ class RemoteWorker:
     def __init__(self, channel: Channel[m.ToGateway]) -> None:
         self._channel = channel
         self._ids = itertools.count(1)
-        self._calls: dict[int, _Answers] = {}
+        self._calls: dict[int, _Answers | _Deltas] = {}
         self._lost: ErrorInfo | None = None
         self.used = 0  # bytes it holds, as it says
         self.memory: dict[str, dict[str, int]] = {}  # uid -> bytes by part, as last told
@@ -64,12 +97,22 @@ class RemoteWorker:
             self._take(message)
 
     def _take(self, message: m.ToGateway) -> None:
-        if isinstance(message, m.Heartbeat):
+        if isinstance(message, m.Tokens):
+            self._hand_out(message)
+        elif isinstance(message, m.Heartbeat):
             self.used = message.used
         elif not isinstance(message, m.Hello) and message.id in self._calls:  # else it crossed our Cancel
             self._calls[message.id].put_nowait(message)
-            if _is_last(message):
+            if not isinstance(message, m.Progress):
                 del self._calls[message.id]
+
+    def _hand_out(self, message: m.Tokens) -> None:
+        for id, delta in message.deltas:
+            deltas = self._calls.get(id)
+            if isinstance(deltas, _Deltas):  # else it crossed our Cancel
+                deltas.put(delta)
+                if delta.usage is not None:
+                    del self._calls[id]
 
     def fail(self, error: LodgerError) -> None:
         """The worker is lost: end everything in flight with `error`, and refuse what comes later."""
@@ -88,7 +131,8 @@ class RemoteWorker:
         Raises:
             ModelProblem, OutOfMemory, WorkerDown.
         """
-        with self._call() as (id, answers):
+        answers = _Answers()
+        with self._call(answers) as id:
             self.loading = True
             try:
                 await self._send(m.Load(id, request))
@@ -103,7 +147,8 @@ class RemoteWorker:
 
     async def sleep(self, uid: str, *, keep: bool) -> None:
         """Returns when the model's bytes are back. `keep`: its weights may stay in RAM."""
-        with self._call() as (id, answers):
+        answers = _Answers()
+        with self._call(answers) as id:
             await self._turn(m.Sleep(id, uid, keep), answers)
 
     async def wake(self, uid: str) -> None:
@@ -112,7 +157,8 @@ class RemoteWorker:
         Raises:
             OutOfMemory, ModelProblem, WorkerDown.
         """
-        with self._call() as (id, answers):
+        answers = _Answers()
+        with self._call(answers) as id:
             await self._turn(m.Wake(id, uid), answers)
 
     async def _turn(self, message: m.Sleep | m.Wake, answers: _Answers) -> None:
@@ -128,7 +174,8 @@ class RemoteWorker:
 
     async def unload(self, uid: str) -> None:
         """Returns when the model's bytes are back."""
-        with self._call() as (id, answers):
+        answers = _Answers()
+        with self._call(answers) as id:
             await self._send(m.Unload(id, uid))
             answer = await answers.get()
             if not isinstance(answer, m.Done):
@@ -136,37 +183,40 @@ class RemoteWorker:
 
     async def generate(self, task: GenerateTask) -> AsyncIterator[Delta]:
         """Closing the iterator cancels the request in the worker."""
-        with self._call(cancel=True) as (id, answers):
+        deltas = _Deltas()
+        with self._call(deltas, cancel=True) as id:
             await self._send(m.Generate(id, task))
             while True:
-                answer = await answers.get()
-                if not isinstance(answer, m.Token):
-                    _refuse(answer)
-                yield answer.delta
-                if answer.delta.usage is not None:
+                delta = await deltas.get()
+                if not isinstance(delta, Delta):
+                    _refuse(delta)
+                yield delta
+                if delta.usage is not None:
                     return
 
     async def embed(self, task: EmbedTask) -> EmbedResult:
-        with self._call(cancel=True) as (id, answers):
+        answers = _Answers()
+        with self._call(answers, cancel=True) as id:
             await self._send(m.Embed(id, task))
             answer = await answers.get()
             return answer.result if isinstance(answer, m.Vectors) else _refuse(answer)
 
     async def rerank(self, task: RerankTask) -> RerankResult:
-        with self._call(cancel=True) as (id, answers):
+        answers = _Answers()
+        with self._call(answers, cancel=True) as id:
             await self._send(m.Rerank(id, task))
             answer = await answers.get()
             return answer.result if isinstance(answer, m.Scores) else _refuse(answer)
 
     @contextmanager
-    def _call(self, *, cancel: bool = False) -> Iterator[tuple[int, _Answers]]:
-        """A request's id and the queue of its answers. With `cancel`, leaving it unanswered cancels it."""
+    def _call(self, answers: _Answers | _Deltas, *, cancel: bool = False) -> Iterator[int]:
+        """The id of a request whose answers go there. With `cancel`, leaving it unanswered cancels it."""
         if self._lost is not None:
             raise from_info(self._lost)
         id = next(self._ids)
-        answers = self._calls[id] = asyncio.Queue()
+        self._calls[id] = answers
         try:
-            yield id, answers
+            yield id
         finally:
             if self._calls.pop(id, None) is not None and cancel:
                 self._channel.post(m.Cancel(id))
@@ -174,12 +224,6 @@ class RemoteWorker:
     async def _send(self, message: msgspec.Struct) -> None:
         with suppress(ConnectionResetError):  # `fail` follows, and says why, to whoever waits for the answer
             await self._channel.send(message)
-
-
-def _is_last(message: Answer) -> bool:
-    if isinstance(message, m.Token):
-        return message.delta.usage is not None
-    return not isinstance(message, m.Progress)
 
 
 def _refuse(answer: Answer) -> NoReturn:

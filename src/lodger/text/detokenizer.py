@@ -1,16 +1,55 @@
-"""`Detokenizer`: token ids to text as they come, never half a character."""
+"""Detokenizers: token ids to text as they come, never half a character."""
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 _UNFINISHED = "�"  # what a decoder makes of bytes that are no character, or not yet
 _LONGEST = 3  # such marks that may still become one character of four bytes
 _WINDOW, _CONTEXT = 32, 8  # tokens kept at most while a character stays unfinished, and how many of them go on
 
 
-class Detokenizer:
-    """The pieces of one generation, in order, are the decoding of all its tokens.
+class Detokenizer(Protocol):
+    """The pieces of one generation, in order, are the decoding of all its tokens."""
+
+    def push(self, token_id: int) -> str:
+        """The text that this token completes, often all of its own, sometimes nothing yet."""
+        ...
+
+    def flush(self) -> str:
+        """The generation has ended: what was held back, replacement marks included."""
+        ...
+
+
+class ByteDetokenizer:
+    """For byte-level decoders, whose text is the bytes of all tokens one after the other, read as UTF-8.
+
+    Args:
+        piece: the text of a token, or its bytes where they are not whole characters.
+    """
+
+    def __init__(self, piece: Callable[[int], str | bytes]) -> None:
+        self._piece = piece
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._waiting = False  # bytes of a character that is not whole yet
+
+    def push(self, token_id: int) -> str:
+        piece = self._piece(token_id)
+        if not self._waiting and isinstance(piece, str):
+            return piece
+        text = self._decoder.decode(piece.encode() if isinstance(piece, str) else piece)
+        self._waiting = bool(self._decoder.getstate()[0])
+        return text
+
+    def flush(self) -> str:
+        self._waiting = False
+        return self._decoder.decode(b"", final=True)
+
+
+class WindowDetokenizer:
+    """For any decoder. The pieces of one generation, in order, are the decoding of all its tokens.
 
     Only a short window is decoded at each step: the token before (decoders treat the first token differently) and those
     after it. Exact for byte-level decoders; for others as exact as their decoding of a token with its left neighbour.
@@ -22,7 +61,6 @@ class Detokenizer:
         self._shown = 0  # characters of the window's text that were given out
 
     def push(self, token_id: int) -> str:
-        """The text that this token completes, often all of its own, sometimes nothing yet."""
         if not self._decode([token_id]):  # a special token that is not shown
             return ""
         self._window.append(token_id)
@@ -37,7 +75,6 @@ class Detokenizer:
         return piece
 
     def flush(self) -> str:
-        """The generation has ended: what was held back, replacement marks included."""
         rest = self._decode(self._window)[self._shown :]
         self._shown += len(rest)
         return rest

@@ -16,9 +16,10 @@ from types import MappingProxyType
 from typing import Any
 
 import tokenizers
-from tokenizers import normalizers
+from tokenizers import decoders, normalizers
 
-from lodger.text.detokenizer import Detokenizer
+from lodger.text.byte_level import token_bytes
+from lodger.text.detokenizer import ByteDetokenizer, Detokenizer, WindowDetokenizer
 from lodger.text.files import read_json, read_well_formed
 from lodger.text.frame import Encoded, read_frame
 
@@ -40,6 +41,8 @@ class Tokenizer:
         self._from_left = from_left  # which end truncation takes away
         self._single = read_frame(backend, pair=False)
         self._pair = read_frame(backend, pair=True)
+        self._special = {id for id, token in backend.get_added_tokens_decoder().items() if token.special}
+        self._pieces: dict[int, str | bytes] = {}  # of tokens that were met
 
     @classmethod
     def load(cls, folder: str | Path, *, lowercase: bool = False) -> Tokenizer:
@@ -122,9 +125,33 @@ class Tokenizer:
         text: str = self._backend.decode(ids, skip_special_tokens=skip_special)
         return text
 
-    def detokenizer(self, skip_special: bool = True) -> Detokenizer:
-        """Text of one generation, token by token."""
-        return Detokenizer(lambda ids: self.decode(ids, skip_special=skip_special))
+    def detokenizer(self) -> Detokenizer:
+        """Text of one generation, token by token, without special tokens."""
+        if isinstance(self._backend.decoder, decoders.ByteLevel):
+            return ByteDetokenizer(self._piece)
+        return WindowDetokenizer(self._decode_window)
+
+    def _piece(self, id: int) -> str | bytes:
+        """What a byte-level decoder makes of a token, or its bytes where they are not whole characters."""
+        piece = self._pieces.get(id)
+        if piece is None:
+            token = None if id in self._special else self._backend.id_to_token(id)
+            raw = token_bytes(token or "")
+            try:
+                piece = raw.decode()
+            except UnicodeDecodeError:
+                piece = raw
+            self._pieces[id] = piece
+        return piece
+
+    def _decode_window(self, ids: Sequence[int]) -> str:
+        """The same as `decode`, quick for a token alone, as which most are decoded too."""
+        if len(ids) != 1:
+            return self.decode(ids)
+        piece = self._pieces.get(ids[0])
+        if piece is None:
+            piece = self._pieces[ids[0]] = self.decode(ids)
+        return str(piece)
 
     def _ids(self, texts: Sequence[str], limit: int | None) -> list[list[int]]:
         """Ids without special tokens. Of a text with more than `limit` of them, more than `limit`, perhaps not all."""

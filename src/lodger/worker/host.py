@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing
 from contextvars import copy_context
 from functools import partial
-from typing import TypeVar, cast
+from typing import TypeVar
 
 from lodger.engines.base import Engine, Model
 from lodger.errors import InternalError, LodgerError, UidTaken, UnknownModel
@@ -36,6 +35,7 @@ class Host:
         self._models: dict[str, Model] = {}
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._loading = asyncio.Lock()
+        self._deltas: list[tuple[int, Delta]] = []  # to be sent at the end of this turn of the event loop
 
     async def serve(self) -> int:
         """Until the gateway says `Shutdown` or is gone (0), or the engine cannot go on (1): the process's exit code."""
@@ -78,13 +78,13 @@ class Host:
             await self._work(message)
         except LodgerError as error:
             _log.info("refused: %s", error.text)
-            self._channel.post(m.Failed(message.id, error.info()))
+            self._fail(message.id, error)
         except ConnectionResetError:
             _log.info("the gateway is gone")
         except Exception:  # border: whatever goes wrong with a message from the gateway ends that request alone
             _log.exception("a defect of ours")
             defect = InternalError("The model's process failed at this request.", hint=f"Its log: {request_id.get()}.")
-            self._channel.post(m.Failed(message.id, defect.info()))
+            self._fail(message.id, defect)
 
     async def _work(self, message: Request) -> None:
         match message:
@@ -145,10 +145,23 @@ class Host:
         return report
 
     async def _generate(self, message: m.Generate) -> None:
-        deltas = cast("AsyncGenerator[Delta, None]", self._model(message.task.model).generate(message.task))
-        async with aclosing(deltas):  # a cancelled request leaves the model now, not at the next collection
-            async for delta in deltas:
-                await self._channel.send(m.Token(message.id, delta))
+        await self._model(message.task.model).generate_to(message.task, partial(self._put, message.id))
+
+    def _put(self, id: int, delta: Delta) -> None:
+        """Send with all that comes in this turn of the event loop. The gateway reads whatever its clients do, so this
+        waits for nobody."""
+        if not self._deltas:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._deltas.append((id, delta))
+
+    def _flush(self) -> None:
+        if self._deltas:
+            deltas, self._deltas = self._deltas, []
+            self._channel.post(m.Tokens(tuple(deltas)))
+
+    def _fail(self, id: int, error: LodgerError) -> None:
+        self._flush()
+        self._channel.post(m.Failed(id, error.info()))
 
     def _model(self, uid: str) -> Model:
         if uid not in self._models:

@@ -1,0 +1,162 @@
+"""Many chat streams at once, through HTTP and to the engine alone: what share of its rate arrives, and what it costs.
+
+    python -m bench.http_load --model FOLDER [--streams 128] [--engine bench.paced:paced] [--out FILE]
+
+The engine is first asked in a process of its own, then `lodger serve` is started with the same folder and several
+clients ask it the same. Tokens are those of the server's own usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import httpx
+import uvloop
+
+from bench import paced
+from bench.http_client import prompt, request, summary, through_http
+from lodger.budget import Budget
+from lodger.catalogue.inspect import inspect_folder
+from lodger.engines import open_engine
+from lodger.engines.base import LoadRequest, Model
+from lodger.spec import ModelSpec
+from lodger.tasks import ChatTask, SamplingParams, StopRules
+from lodger.units import GIB
+
+PORT = 9962
+MADE = 128  # tokens of each answer
+KV_TOKENS = 128 * 512
+READY_SECONDS = 120
+
+
+async def _ask(model: Model, number: int, made: int) -> dict[str, Any]:
+    task = ChatTask(
+        model="chat",
+        messages=({"role": "user", "content": prompt(number)},),
+        sampling=SamplingParams(temperature=0, repetition_penalty=1.0),
+        stopping=StopRules(max_tokens=made, ignore_eos=True),
+    )
+    sent, tokens = time.perf_counter(), 0
+    arrivals: list[float] = []
+    async for delta in model.generate(task):
+        arrivals.append(time.perf_counter())
+        tokens = delta.usage.completion_tokens if delta.usage else tokens
+    return {"sent": sent, "arrivals": arrivals, "events": len(arrivals), "tokens": tokens}
+
+
+async def _ask_all(model: Model, streams: int, made: int) -> list[dict[str, Any]]:
+    return await asyncio.gather(*(_ask(model, number, made) for number in range(streams)))
+
+
+def _load(folder: Path, engine: str, device: str) -> Model:
+    facts = inspect_folder(folder)
+    item, dtype = (2, "bfloat16") if device.startswith("cuda") else (4, "float32")
+    keys = 2 * facts.layers * facts.kv_heads * facts.head_dim * item * KV_TOKENS
+    budget = Budget(weights=item * facts.parameters + GIB, kv_cache=keys, activations=3 * GIB, context_length=4096)
+    asked = LoadRequest(spec=ModelSpec(uid="chat"), facts=facts, budget=budget, device=device, dtype=dtype)
+    return open_engine(engine, device).load(asked, lambda _: None)
+
+
+def _alone(given: argparse.Namespace, out: Connection) -> None:
+    """Runs in a process of its own, which takes with it what it held."""
+    model = _load(given.model, given.engine, given.device)
+    for streams in given.streams:
+        rounds = [summary(uvloop.run(_ask_all(model, streams, given.made))) for _ in range(given.rounds + 1)]
+        out.send(best(rounds[1:]))
+    os._exit(0)
+
+
+def alone(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """The best round of each number of streams, without HTTP and without any other process."""
+    ours, theirs = multiprocessing.Pipe()
+    process = multiprocessing.get_context("spawn").Process(target=_alone, args=(given, theirs))
+    process.start()
+    theirs.close()
+    for _ in given.streams:
+        yield ours.recv()
+    process.join()
+
+
+def best(rounds: list[dict[str, Any]]) -> dict[str, Any]:
+    return max(rounds, key=lambda row: float(row["tok_s"]))
+
+
+@contextmanager
+def serving(given: argparse.Namespace, home: Path) -> Iterator[int]:
+    """The pid of a `lodger serve` whose model answers."""
+    wanted = home / "lodger.yaml"
+    lines = ["models:", "  chat:", f"    path: {given.model.absolute()}", *(f"    {line}" for line in given.option)]
+    wanted.write_text("\n".join(lines) + "\n")
+    program = [sys.executable, "-m", "bench.paced" if given.engine == paced.NAME else "lodger", "serve"]
+    options = ["--file", str(wanted), "--home", str(home), "--port", str(PORT), "--engine", given.engine]
+    here = str(Path(__file__).parent.parent)  # where a worker finds `paced`
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (here, os.environ.get("PYTHONPATH"))))}
+    with (home / "out.log").open("wb") as log:
+        process = subprocess.Popen([*program, *options], stdout=log, stderr=log, env=environment)
+        try:
+            _wait_answering(process)
+            yield process.pid
+        except BaseException:
+            for file in (home / "out.log", *home.glob("**/*.log")):
+                print(f"--- {file}", file.read_text()[-3000:], sep="\n", file=sys.stderr)
+            raise
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(60)
+
+
+def _wait_answering(process: subprocess.Popen[bytes]) -> None:
+    body = {"model": "chat", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
+    deadline = time.monotonic() + READY_SECONDS
+    while process.poll() is None and time.monotonic() < deadline:
+        try:
+            if httpx.post(f"http://127.0.0.1:{PORT}/v1/chat/completions", json=body, timeout=60).status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.1)
+    raise RuntimeError("the server never answered")
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--model", type=Path, required=True, help="folder of a chat model")
+    options.add_argument("--engine", default="native", help=f"or {paced.NAME}")
+    options.add_argument("--device", default="cpu", help="of the engine alone")
+    options.add_argument("--option", action="append", default=[], help="a line for the model in lodger.yaml")
+    options.add_argument("--streams", type=int, nargs="+", default=[1, 8, 32, 128])
+    options.add_argument("--made", type=int, default=MADE, help="tokens of each answer")
+    options.add_argument("--clients", type=int, default=4, help="processes")
+    options.add_argument("--rounds", type=int, default=2, help="of which the best counts, after one that does not")
+    options.add_argument("--out", type=Path)
+    given = options.parse_args()
+    rows = [{"streams": n, "alone": row} for n, row in zip(given.streams, alone(given), strict=True)]
+    with tempfile.TemporaryDirectory() as home, serving(given, Path(home)) as pid:
+        for row in rows:
+            bodies = [request("chat", number, given.made) for number in range(row["streams"])]
+            rounds = [through_http(PORT, pid, bodies, given.clients) for _ in range(given.rounds + 1)]
+            row["http"] = best(rounds[1:])
+            row["share"] = round(row["http"]["tok_s"] / row["alone"]["tok_s"], 3)
+            print(f"{row['streams']} streams: {row['share']:.1%} of the engine's rate through HTTP", flush=True)
+            for kind in ("alone", "http"):
+                print(f"  {kind:5} {json.dumps(row[kind])}", flush=True)
+    if given.out:
+        given.out.write_text(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    main()
