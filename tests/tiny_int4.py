@@ -56,7 +56,7 @@ class Matrix(NamedTuple):
         return np.ascontiguousarray(meant)
 
 
-def random_matrix(rows: int, columns: int, form: Form, seed: int = 0, spread: float = 0.05) -> Matrix:
+def random_matrix(rows: int, columns: int, form: Form, seed: int = 0, spread: float = 0.02) -> Matrix:
     rng = np.random.default_rng(seed)
     group = columns if form.group == -1 else form.group
     groups = -(-columns // group)

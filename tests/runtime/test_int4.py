@@ -23,6 +23,8 @@ from lodger.errors import DamagedWeights, ModelProblem
 from lodger.runtime import dtype, int4, int4_stored, loading
 from lodger.runtime.int4 import pack_again
 from lodger.runtime.int4_stored import StoredInt4
+from lodger.runtime.kernels.int4_tiling import MOST_TOKENS, tile_for
+from lodger.runtime.kernels.product_tiling import MOST_TILES
 from lodger.runtime.packed import pack_items
 from lodger.runtime.precision import precision
 from lodger.runtime.runner import Runner
@@ -210,3 +212,19 @@ def test_a_matrix_of_another_model_is_named(made: Callable[[str, str], Path], tm
     (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 160}))
     with pytest.raises(DamagedWeights, match=r"gate_proj.weight' has the shape \[128, 64\] in four bits.*\[160, 64\]"):
         load(folder)
+
+
+@given(
+    tokens=st.integers(1, MOST_TOKENS),
+    rows=st.integers(1, 25_000).map(lambda n: 8 * n),
+    blocks=st.integers(1, 240),
+    processors=st.integers(1, 200),
+)
+def test_a_cut_shares_no_more_tiles_than_are_counted_and_gives_each_program_work(
+    tokens: int, rows: int, blocks: int, processors: int
+) -> None:
+    tile = tile_for(tokens, rows, blocks, processors)
+    assert 1 <= tile.splits <= blocks
+    if tile.splits > 1:
+        assert -(-rows // tile.rows) * -(-tokens // tile.tokens) <= MOST_TILES
+        assert tile.splits * -(-rows // tile.rows) * -(-tokens // tile.tokens) <= 8 * processors
