@@ -1,16 +1,19 @@
 """Chats of Qwen3-4B's exact shape with random weights, through the lane that serves them, against the card's limit.
 
-    python -m bench.gpu.decode [--out FILE]
+    python -m bench.gpu.decode [--int8] [--out FILE]
 
 Every stream is a prompt of 256 random tokens and 128 greedy ones. The limit of a step is the bytes of the weights and
-of the keys and values read, over what a copy on the card moves.
+of the keys and values read, over what a copy on the card moves. Last comes one prompt of 8,000 tokens, to its first
+token.
 """
 
 from __future__ import annotations
 
+import argparse
 import gc
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +28,7 @@ from lodger.runtime.fused import FusedDecoder
 from lodger.runtime.generating import GenerateLane, Generation
 from lodger.runtime.kv import KVCache
 from lodger.runtime.layers import Placement, PlainLinear
-from lodger.runtime.precision import precision
+from lodger.runtime.precision import precision, with_int8
 from lodger.runtime.runner import Runner
 from lodger.runtime.sampling import Rules, Sampler
 from lodger.runtime.weights import Checkpoint
@@ -35,12 +38,13 @@ from lodger.sched.step import GenerateStep, Row
 
 DEVICE, DTYPE = torch.device("cuda:0"), torch.bfloat16
 PROMPT, MADE, STEP = 256, 128, 2048
+LONG = 8000  # tokens of the one long prompt
 MOVED = 3.0e12  # bytes a second, read and written, of a large copy on an H100
 PEERS = {1: 225, 8: 1_645, 32: 5_190, 128: 11_820, 256: 14_540}  # vLLM 0.25.1 on the same kind of card, tokens/s
 STREAMS = (1, 8, 32, 64, 128, 256)
 
 
-def random_runner() -> Runner:
+def random_runner(*, int8: bool = False) -> Runner:
     """Weights made on the card: the folder's own are zeros that take no room."""
     with tempfile.TemporaryDirectory() as folder:
         path = tiny.write_fake_folder(Path(folder) / "chat", "qwen3", "BF16", **tiny.QWEN3_4B)
@@ -50,7 +54,8 @@ def random_runner() -> Runner:
             checkpoint.tensors[name] = made if stored.dim() == 2 else torch.ones_like(made)
         model = families.build(facts)
         checkpoint.fill(model)
-    placement = Placement(DEVICE, precision("bfloat16", DEVICE), lambda size: None)
+    dense = precision("bfloat16", DEVICE)
+    placement = Placement(DEVICE, with_int8(dense, DEVICE) if int8 else dense, lambda size: None)
     decoder = FusedDecoder(model, placement)
     head = PlainLinear(decoder.embed.weight, None)
     return Runner(facts, DEVICE, placement.precision, attention.choose(DEVICE), decoder, placement.held, head)
@@ -70,11 +75,13 @@ def lane_of(runner: Runner, streams: int) -> GenerateLane:
     return GenerateLane("chat", runner, cache_of(runner.facts, streams), STEP)
 
 
-def serve(lane: GenerateLane, facts: ModelFacts, streams: int, made: int = MADE) -> dict[str, float]:
+def serve(
+    lane: GenerateLane, facts: ModelFacts, streams: int, made: int = MADE, tokens: int = PROMPT
+) -> dict[str, float]:
     """The device loop's turns for `streams` chats that come at once."""
     arrivals: dict[int, list[float]] = {n: [] for n in range(streams)}
     for n in range(streams):
-        prompt = torch.randint(5, facts.vocab_size, (PROMPT,)).tolist()
+        prompt = torch.randint(5, facts.vocab_size, (tokens,)).tolist()
         sampler = Sampler(Rules(temperature=0), 0, prompt, facts.vocab_size, DEVICE)
         note = arrivals[n].append
         sequence = Sequence(n, prompt, max_new_tokens=made)
@@ -126,8 +133,8 @@ def kernels(lane: GenerateLane, streams: int) -> list[tuple[str, int, float]]:
     return sorted(found, key=lambda row: -row[2])[:14]
 
 
-def measure(runner: Runner) -> list[dict[str, Any]]:
-    facts, rows = runner.facts, []
+def measure(runner: Runner) -> Iterator[dict[str, Any]]:
+    facts = runner.facts
     for streams in STREAMS:
         gc.collect()
         torch.cuda.empty_cache()
@@ -139,20 +146,25 @@ def measure(runner: Runner) -> list[dict[str, Any]]:
         if streams == STREAMS[0]:
             print(f"capture {ready:.1f} s, {taken / 2**20:.0f} MiB beside the cache", flush=True)
         first = serve(lane, facts, streams)
-        row = {"streams": streams, **serve(lane, facts, streams)}
+        row: dict[str, Any] = {"streams": streams, **serve(lane, facts, streams)}
         row["first_request_ms"] = first["first_ms"]
         row["graph_ms"] = replay_ms(lane, streams)
         read = runner.weight_bytes + key_bytes(facts, streams * (PROMPT + MADE // 2))
         row["limit_ms"] = read / MOVED * 1e3
         row |= {"peer": PEERS.get(streams), "capture_s": ready, "capture_bytes": taken}
-        rows.append(row)
+        row["kernels"] = kernels(lane, streams)
         print(line(row), flush=True)
-        if streams in (1, 32, 128):
-            row["kernels"] = kernels(lane, streams)
-            for name, count, spent in row["kernels"]:
-                print(f"    {spent:8.0f} us {count:5} x {name[:90]}")
+        for name, count, spent in row["kernels"] if streams in (1, 32, 128) else ():
+            print(f"    {spent:8.0f} us {count:5} x {name[:90]}")
         del lane
-    return rows
+        yield row
+
+
+def prefill(runner: Runner) -> dict[str, float]:
+    """One prompt of LONG tokens, in steps of STEP, to its first token; the second time."""
+    lane = lane_of(runner, LONG // PROMPT)
+    made = [serve(lane, runner.facts, 1, made=2, tokens=LONG) for _ in range(2)]
+    return {"tokens": LONG, "first_ms": made[1]["first_ms"]}
 
 
 def line(row: dict[str, Any]) -> str:
@@ -164,15 +176,22 @@ def line(row: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    options = part.options(__doc__)
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--int8", action="store_true", help="weights of one byte in the layers")
+    options = part.options(__doc__, parser)
+    raw: dict[str, Any] = {"rows": []}
     with torch.inference_mode():
-        runner = random_runner()
+        runner = random_runner(int8=options.int8)
         print(
             f"{torch.cuda.get_device_name()}, torch {torch.__version__}, weights {runner.weight_bytes / 2**30:.2f} GiB"
         )
         print("strm    tok/s   decode    peer step ms graph ms limit ms    % first ms  cold ms")
-        rows = measure(runner)
-    part.write(options, {"rows": rows})
+        for row in measure(runner):
+            raw["rows"].append(row)
+            part.write(options, raw)
+        raw["prefill"] = prefill(runner)
+        print(f"prefill of {LONG:,} tokens: {raw['prefill']['first_ms']:.0f} ms")
+    part.write(options, raw)
 
 
 if __name__ == "__main__":
