@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from lodger.budget import Budget
 from lodger.catalogue.inspect import inspect_folder
 from lodger.catalogue.safetensors_header import read_folder
 from lodger.device.nvml import probe_gpus
+from lodger.device.view import DeviceView
 from lodger.engines.base import LoadRequest
 from lodger.engines.native import NativeEngine
 from lodger.runtime.arena import for_cache
@@ -38,9 +40,14 @@ KV_TOKENS = 16_384
 PROMPT = tuple(range(5, 261))
 
 
+def this_card() -> DeviceView:
+    """The GPU that this process sees first."""
+    return probe_gpus(visible=os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(","))[0]
+
+
 def used() -> int:
     """Bytes of the card that anybody has, by NVML."""
-    [card] = probe_gpus(visible=["0"])
+    card = this_card()
     return card.total - card.free
 
 

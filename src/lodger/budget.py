@@ -26,6 +26,7 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True):
     kv_cache: int = 0
     captured: int = 0  # on a GPU: what a decoder's captured steps hold while the model is awake
     activations: int = 0  # peak of one step of `step_tokens` tokens
+    unfinished: int = 0  # on a GPU: what requests hold between their steps
     step_tokens: int = 2048  # most tokens in one forward
     context_length: int = 0  # tokens of one sequence that are served
     block_size: int = 16  # tokens in one block of the KV cache
@@ -33,7 +34,7 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def total(self) -> int:
-        return self.kept + self.activations
+        return self.kept + self.activations + self.unfinished
 
     @property
     def kept(self) -> int:

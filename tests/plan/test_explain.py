@@ -44,7 +44,7 @@ def test_the_text_names_device_neighbours_parts_and_rest() -> None:
         "weights 7.49 GiB",
         f"KV cache {gib(CHAT.budget.kv_cache)} {CHAT.kv_tokens:,} tokens",
         f"captured steps {gib(CHAT.budget.captured)} of up to {CHAT.budget.sequences} chats",
-        f"activations {gib(PLAN.steps)} one step at a time, the largest of 8,192 tokens by bge-m3-local",
+        f"activations {gib(PLAN.steps)} one step at a time, the largest of 2,048 tokens by qwen3-4b-chat-local",
     ]:
         assert line in lines, line
     assert any(line.endswith(f"chat, bfloat16, context {CHAT.kv_tokens:,} tokens") for line in lines)
@@ -56,8 +56,9 @@ def test_the_rows_add_up() -> None:
     held = sum(size for name, size in top.items() if name != "NVIDIA A100" and size)
     assert held == DEVICE.free + DEVICE.ours
     for model in PLAN.models:
-        assert top[model.uid] == model.budget.kept == model.budget.total - model.budget.activations
-    assert top["activations"] == max(model.budget.activations for model in PLAN.models)
+        assert top[model.uid] == model.budget.kept
+    steps = [model.budget for model in PLAN.models]
+    assert top["activations"] == max(own.activations for own in steps) + sum(own.unfinished for own in steps)
 
 
 def test_the_table_has_the_same_words() -> None:
@@ -74,7 +75,8 @@ def test_json_is_in_bytes() -> None:
     chat = found["models"][0]
     assert chat["uid"] == "qwen3-4b-chat-local"
     assert chat["total"] == chat["weights"] + chat["kv_cache"] + chat["captured"]
-    assert found["activations"] == max(model["activations"] for model in found["models"])
+    largest = max(model["activations"] for model in found["models"])
+    assert found["activations"] == largest + sum(model["unfinished"] for model in found["models"])
     assert chat["kv_tokens"] == chat["context_length"] == CHAT.kv_tokens
 
 

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from model_facts import BGE_M3, MINILM, QWEN3_4B, RERANKER, SMOLLM2, candidate, trio
 
 from lodger.catalogue.facts import ModelFacts
-from lodger.device.fake import parse_device
 from lodger.device.view import DeviceView
 from lodger.errors import DoesNotFit, Unsupported
+from lodger.plan.demand import demands, needed
 from lodger.plan.planner import CPU_KV_CACHE, default_reserve, plan
 from lodger.plan.values import Candidate, Plan
 from lodger.units import GIB, MIB
@@ -89,7 +89,8 @@ def test_never_more_than_there_is(scene: Scene, reserve: int | None) -> None:
     loaded = {m.uid: m.budget.weights for m in made.models if m.shares is None}
     steps = [m.budget.activations for m in made.models]
     others = sum(m.budget.kv_cache + m.budget.captured for m in made.models)
-    others += sum(steps) if device.kind == "cpu" else max(steps, default=0)
+    unfinished = sum(m.budget.unfinished for m in made.models)
+    others += sum(steps) if device.kind == "cpu" else max(steps, default=0) + unfinished
     assert made.needed == made.process + sum(loaded.values()) + others
     for model, one in zip(made.models, candidates, strict=True):
         assert model.uid == one.spec.uid
@@ -271,6 +272,7 @@ def test_a_loaded_model_keeps_its_grant_whatever_comes() -> None:
 
 
 def test_an_encoder_of_short_texts_packs_a_full_step_where_there_is_room() -> None:
-    roomy, tight = parse_device("80GiB,free=14GiB"), parse_device("80GiB,free=1.78GiB")
-    assert plan(roomy, (candidate("m", MINILM),)).models[0].budget.step_tokens == 2048
-    assert plan(tight, (candidate("m", MINILM),)).models[0].budget.step_tokens < 2048
+    model, roomy = candidate("m", MINILM), gpu(free=14)
+    least = needed(roomy, demands(roomy, (model,)))
+    assert plan(roomy, (model,)).models[0].budget.step_tokens == 2048
+    assert plan(gpu(free=(least + GIB + MIB) / GIB), (model,)).models[0].budget.step_tokens < 2048

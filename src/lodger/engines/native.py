@@ -77,10 +77,12 @@ class NativeEngine:
         meanwhile = f"{request.facts.name} was loaded into {gib(request.budget.total)}"
         try:
             with out_of_memory(meanwhile), self._granted(request):
-                return _in_own_thread(partial(self._load, request, progress))
+                model = _in_own_thread(partial(self._load, request, progress))
         except BaseException:
             self._release(request.spec.uid)
             raise
+        self._reserve()
+        return model
 
     def used(self) -> int:
         """Bytes this process holds on its device.
@@ -125,7 +127,17 @@ class NativeEngine:
         info = LoadedInfo(
             dtype=runner.precision.name, context_length=limit, memory=memory, load_seconds=time.monotonic() - start
         )
-        serving = Serving(uid, facts, info, tokenizer, self._loop, self._pool, weights, lambda: self._release(uid))
+        serving = Serving(
+            uid,
+            facts,
+            info,
+            tokenizer,
+            self._loop,
+            self._pool,
+            weights,
+            partial(self._turn, uid),
+            partial(self._release, uid),
+        )
         if cache is not None:
             return GenerateModel(serving, runner, cache, budget)
         return _ENCODERS[facts.rerank_method](serving, runner, budget.step_tokens)
@@ -139,9 +151,19 @@ class NativeEngine:
             return
         budget = request.budget
         kept = budget.captured if virtual_memory(self._device) else budget.kept
-        self._allowance.grant((id(self), request.spec.uid), Grant(kept, budget.activations))
+        self._allowance.grant((id(self), request.spec.uid), Grant(kept, budget.activations, budget.unfinished))
         with self._allowance.loading():
             yield
+
+    def _turn(self, uid: str, asleep: bool) -> None:
+        """A model has gone to sleep, or is awake again."""
+        if self._allowance is not None:
+            self._allowance.turn((id(self), uid), asleep=asleep)
+            self._reserve()
+
+    def _reserve(self) -> None:
+        if self._allowance is not None:
+            self._loop.post(self._allowance.reserve)
 
     def _release(self, uid: str) -> None:
         """Forget a model; the last one that uses some weights takes them along."""
@@ -151,6 +173,7 @@ class NativeEngine:
         if key is not None and self._weights[key].leave(uid):
             del self._weights[key]
         trim()
+        self._reserve()
 
 
 def _own_products(device: torch.device) -> None:

@@ -36,6 +36,7 @@ class Serving:
     loop: DeviceLoop
     pool: ThreadPoolExecutor  # for tokenising
     weights: Weights
+    turn: Callable[[bool], None]  # is told that it sleeps, or that it is awake
     release: Callable[[], None]  # gives the weights back
 
 
@@ -78,6 +79,7 @@ class ServedModel:
             self._cache.sleep()
         self._serving.weights.sleep(self._serving.uid, keep=keep)
         trim()  # activations of its steps
+        self._serving.turn(True)
 
     def wake(self) -> None:
         """See `engines.base.Model`."""
@@ -93,6 +95,7 @@ class ServedModel:
             self._served.wake(runner)
             undo.pop_all()
         self._serving.loop.add(self._served)
+        self._serving.turn(False)
         self._asleep = False
 
     def memory(self) -> dict[str, int]:

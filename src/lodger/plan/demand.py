@@ -117,6 +117,9 @@ class Demand(NamedTuple):
                 kv_tokens=kv_tokens,
                 quantised=self.quantization is not None,
             ),
+            unfinished=footprint.unfinished(
+                facts, self.dtype, self.device, step_tokens=step, sequences=self.sequences(level)
+            ),
             step_tokens=step,
             context_length=context,
             block_size=BLOCK,
@@ -186,8 +189,12 @@ def needed(device: DeviceView, wants: tuple[Demand, ...], levels: Mapping[str, i
 
 def steps(device: DeviceView, budgets: Iterable[Budget]) -> int:
     """Bytes of the activations that all models share. One step runs at a time, so on a GPU, where what one leaves is
-    there for the next, that is the largest; a CPU's heap has pieces of many sizes, and each model counts its own."""
-    return max((own.activations for own in budgets), default=0) if device.kind == "cuda" else 0
+    there for the next, these are the largest one's; a CPU's heap has pieces of many sizes, and each model counts its
+    own."""
+    if device.kind == "cpu":
+        return 0
+    budgets = list(budgets)
+    return max((own.activations for own in budgets), default=0) + sum(own.unfinished for own in budgets)
 
 
 def available(device: DeviceView, reserve: int) -> int:

@@ -27,15 +27,12 @@ WORKER_CPU = 420 * MIB
 TOKENIZER_ENTRY = 720
 LOGITS_ROWS = {"cpu": 64, "cuda": 256}  # rows of logits at once: a step's sequences in the runtime (MAX_RUNNING)
 SAMPLED_ROWS = 32  # of them that are not simply the best token, and go through sampling together (AT_ONCE)
-# Parts of a chunk's attention, for each number of a head: 64 rows of float32, of two programs a processor (132).
-ATTENTION_PARTS = 2 * 132 * 64 * 4
-# What a decoder's captured steps hold beside their tensors: a cuBLAS workspace (32 MiB) and the driver's own memory of
-# 18 graphs. With them 162 MiB were measured for Qwen3-4B on an H100 (driver 580, torch 2.11), and 161 come of the sum.
-GRAPHS = 64 * MIB
+CAPTURED_PARTS = 8 * MIB  # parts of products and attention that are split among programs, in captured steps
 # A vector for every token: a worker on a CPU held 330 MiB more while its largest answer, 63 MiB of them, went out (as
 # tensors, as bytes, as a message, as a frame and in the socket's buffer; psutil, 16,000 tokens of 1,024 dimensions).
 ANSWER = 330 * MIB
 PLAIN_MLP = frozenset({"bert", "roberta", "xlm-roberta"})  # the other families' feed-forward has a gate
+FUSED = PLAIN_MLP | {"llama", "mistral", "qwen2", "qwen3"}  # served by our own forward; others by transformers' classes
 
 
 def choose_dtype(device: DeviceView, facts: ModelFacts, asked: str | None) -> str:
@@ -126,12 +123,39 @@ def activations(
     gated = 6 if device.kind == "cpu" and b == 2 else 4
     feed_forward = 3 * h + (3 if facts.model_type in PLAIN_MLP else gated) * i
     peak = step_tokens * max(attention, feed_forward) * b
+    if _captures(device, b) and facts.model_type in FUSED:
+        peak = step_tokens * _fused(facts) * b
     if not facts.generates:
         answers = device.kind == "cpu" and facts.kind == "embedding" and "colbert" in facts.token_heads
         return peak + (ANSWER if answers else 0)
     if _captures(device, b):
-        return max(peak + ATTENTION_PARTS * facts.head_dim, _logits(facts, b, SAMPLED_ROWS))
+        return max(peak, _logits(facts, b, SAMPLED_ROWS))
     return peak + _logits(facts, b, LOGITS_ROWS[device.kind]) + _attention(keys, b, step_tokens, context, kv_tokens)
+
+
+def _fused(facts: ModelFacts) -> int:
+    """Numbers for each token at the peak of a step of our own kernels, where nothing of a layer is kept for long.
+
+    A decoder's feed-forward: residual, normed input, attention's output and its norm, both gates and their product; and
+    two float32 tables of angles. 156.0 MiB for 2,048 tokens of Qwen3-4B in bfloat16, 156.1 measured (H100, torch 2.11).
+    An encoder's: input, what is up, and down again. 96.0 MiB for 8,192 tokens of XLM-RoBERTa-large, 96.1 measured; with
+    sparse or multi-vector heads 7h at the end.
+    """
+    h, i, d = facts.hidden_size, facts.intermediate_size, facts.head_dim
+    queries, keys = facts.attention_heads * d, facts.kv_heads * d
+    if facts.causal:
+        return max(2 * h + 3 * queries + 4 * keys, 4 * h + 3 * i) + 4 * d
+    return max(h + 2 * queries + 2 * keys, 2 * h + i, 7 * h if facts.token_heads else 0)
+
+
+def unfinished(facts: ModelFacts, dtype: str, device: DeviceView, *, step_tokens: int, sequences: int) -> int:
+    """Bytes that requests hold on a GPU between their steps: texts that pause between two layers the hidden states of
+    one step, a chat whose repetitions are penalised how often it had each token of the vocabulary."""
+    if device.kind == "cpu":
+        return 0
+    if facts.generates:
+        return sequences * facts.vocab_size * 4
+    return step_tokens * facts.hidden_size * _computed(dtype, device)
 
 
 def captured(
@@ -139,17 +163,15 @@ def captured(
 ) -> int:
     """Bytes that the captured steps of a decoder hold, for one token of each of `sequences`.
 
-    A row of logits for each, the largest step's activations, which all of them share, parts of split attention, and a
-    table of blocks: 4 bytes for every 16 tokens of the cache and each sequence.
+    A row of logits and activations for each, a table of blocks (4 bytes for every 16 tokens of the cache and each
+    sequence), and parts of products and attention that are split. 103.4 MiB for 256 chats and 32,768 tokens of Qwen3-4B
+    in bfloat16, 103.3 measured (H100, torch 2.11).
     """
     b = _computed(dtype, device)
     if not facts.generates or not _captures(device, b):
         return 0
-    h, i = facts.hidden_size, facts.intermediate_size
-    queries, keys = facts.attention_heads * facts.head_dim, facts.kv_heads * facts.head_dim
-    row = (max(3 * h + 6 * queries + 6 * keys, 3 * h + 4 * i) + facts.vocab_size) * b
-    parts = ATTENTION_PARTS * facts.head_dim + (QUANTISED_WORKSPACE if quantised else 0)
-    return sequences * (row + kv_tokens // 16 * 4) + parts + GRAPHS
+    row = (_fused(facts) + facts.vocab_size) * b + kv_tokens // 16 * 4
+    return sequences * row + CAPTURED_PARTS + (QUANTISED_WORKSPACE if quantised else 0)
 
 
 def _captures(device: DeviceView, b: int) -> bool:
@@ -169,9 +191,10 @@ def _attention(keys: int, b: int, step_tokens: int, context: int, kv_tokens: int
 
 
 def _logits(facts: ModelFacts, b: int, rows: int) -> int:
-    """Rows of logits in b bytes, and what sampling makes of SAMPLED_ROWS of them at a time: in float32 a copy, the rows
-    that are not greedy, these by temperature and as probabilities (4 bytes each), and a running sum in float64."""
-    return facts.vocab_size * (rows * b + SAMPLED_ROWS * (4 * 4 + 8))
+    """Rows of logits in b bytes, and what sampling makes of SAMPLED_ROWS of them at a time: in float32 a copy, and of
+    the rows that are penalised how often each token was there (twice) and four steps of the penalties (4 bytes each).
+    139 MiB for 32 of Qwen3's, 140 measured (H100, torch 2.11)."""
+    return facts.vocab_size * (rows * b + SAMPLED_ROWS * 7 * 4)
 
 
 def process(device: DeviceView, vocabularies: tuple[int, ...]) -> int:

@@ -5,8 +5,9 @@ Weights and KV caches are not in it where their memory is mapped by us (`lodger.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from threading import RLock
 from typing import NamedTuple
@@ -27,6 +28,7 @@ class Grant(NamedTuple):
 
     kept: int  # as long as it is awake: what its captured steps work in
     step: int  # peak of one step
+    unfinished: int = 0  # between steps
 
 
 class Allowance:
@@ -40,6 +42,7 @@ class Allowance:
         self._device = device
         self._lock = RLock()
         self._grants: dict[object, Grant] = {}
+        self._asleep: set[object] = set()
         self._before = self._loading = 0
         self._always = workspaces(torch.cuda.get_device_capability(device)) + SEGMENTS
 
@@ -52,8 +55,24 @@ class Allowance:
 
     def revoke(self, owner: object) -> None:
         with self._lock:
+            self._asleep.discard(owner)
             if self._grants.pop(owner, None):
                 self._apply()
+
+    def turn(self, owner: object, *, asleep: bool) -> None:
+        """A model that sleeps takes no steps, and keeps what it captured."""
+        with self._lock:
+            (self._asleep.add if asleep else self._asleep.discard)(owner)
+            self._apply()
+
+    def reserve(self) -> None:
+        """Take what steps need in one piece, and leave it to the steps to come. Between two of them.
+
+        So no neighbour can take what was planned, and what is held does not grow with what is asked.
+        """
+        trim()
+        with suppress(torch.OutOfMemoryError):  # it grows with what is asked, then
+            torch.empty(self._step(), dtype=torch.uint8, device=self._device)
 
     @contextmanager
     def loading(self) -> Iterator[None]:
@@ -67,8 +86,12 @@ class Allowance:
     def most(self) -> int:
         """Bytes."""
         kept = sum(grant.kept for grant in self._grants.values())
-        step = max((grant.step for grant in self._grants.values()), default=0)
-        return self._before + self._always + kept + step + self._loading
+        return self._before + self._always + kept + self._step() + self._loading
+
+    def _step(self) -> int:
+        with self._lock:
+            awake = [grant for owner, grant in self._grants.items() if owner not in self._asleep]
+        return max((grant.step for grant in awake), default=0) + sum(grant.unfinished for grant in awake)
 
     def _add(self, size: int) -> None:
         with self._lock:
@@ -88,9 +111,16 @@ def allowance(device: torch.device) -> Allowance:
 
 @contextmanager
 def capturing() -> Iterator[None]:
-    """While a CUDA graph is captured no thread may `trim`: torch gives no memory back then, and fails where it must."""
+    """While a CUDA graph is captured no thread may wait for the whole GPU, which would end the capture. So nothing that
+    does may be collected meanwhile either."""
     with _CAPTURING:
-        yield
+        collects = gc.isenabled()
+        gc.disable()
+        try:
+            yield
+        finally:
+            if collects:
+                gc.enable()
 
 
 @cache
@@ -104,8 +134,15 @@ def capture_stream(device: torch.device) -> torch.cuda.Stream:
     return stream
 
 
+def finish(device: torch.device) -> None:
+    """Wait until everything that a GPU was given is done."""
+    with _CAPTURING:
+        torch.cuda.synchronize(device)
+
+
 def make_workspace() -> None:
-    """What cuBLAS has on the current stream for this thread."""
+    """What cuBLAS has on the current stream for this thread, which needs a context."""
+    torch.cuda.mem_get_info()
     torch.cuda.current_blas_handle()  # type: ignore[no-untyped-call]
 
 

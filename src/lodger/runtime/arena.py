@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
+from lodger.runtime.allocator import finish
 from lodger.runtime.parking import Parked
 from lodger.runtime.virtual_memory import VirtualMemory, virtual_memory
 from lodger.units import MIB
@@ -230,7 +231,7 @@ class PlainArena:
         if self._asleep:
             return
         if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
+            finish(self._device)
         if keep:
             self._kept = [Parked(_bytes_of(storage)) for storage, _ in self._storages]
         self._drop()

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 
 from lodger.runtime.allocator import capture_stream, capturing, make_workspace
+from lodger.runtime.arena import for_cache
 from lodger.runtime.attention.paged import DecodePlan
 from lodger.runtime.context import attending
 from lodger.runtime.fused import FusedDecoder
@@ -58,7 +59,9 @@ class DecodeGraphs:
         self._inputs = StepInputs(most, width, cache.block_size, self._device)
         self._tokens = torch.zeros(most, dtype=torch.int64, device=self._device)
         self._records = torch.zeros(most, 4, dtype=torch.int32, device=self._device)
-        self._logits = torch.zeros(most, runner.facts.vocab_size, dtype=runner.precision.compute, device=self._device)
+        shape, dtype = torch.Size((most, runner.facts.vocab_size)), runner.precision.compute
+        self._arena = for_cache(self._device, shape.numel() * dtype.itemsize)
+        self._logits = self._arena.zeros(shape, dtype)
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
         self._processors = torch.cuda.get_device_properties(self._device).multi_processor_count
         self._capture(runner)
@@ -89,6 +92,19 @@ class DecodeGraphs:
                 raise
             graph.capture_end()
         return graph
+
+    def rest(self) -> None:
+        """Until `resume` no step runs, and the largest part of what they need is given back."""
+        self._arena.sleep(keep=False)
+
+    def resume(self) -> bool:
+        """Whether the steps can go on.
+
+        Raises:
+            MemoryError, torch.OutOfMemoryError: they rest on.
+        """
+        self._arena.wake()
+        return self._arena.addresses_kept
 
     def serves(self, step: GenerateStep) -> bool:
         """One token of each row, not too many rows, none of them too long."""

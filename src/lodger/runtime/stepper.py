@@ -82,13 +82,21 @@ class Stepper:
                 raise
 
     def rest(self) -> None:
-        """Let go of the weights, and keep what was captured."""
+        """Let go of the weights, and keep what was captured, but for the logits."""
         del self._runner
+        if self._graphs is not None:
+            self._graphs.rest()
 
     def resume(self, runner: Runner) -> bool:
-        """Go on with the weights from before. False: they or the cache have moved, and a new stepper is needed."""
+        """Go on with the weights from before. False: they or the cache have moved, and a new stepper is needed.
+
+        Raises:
+            MemoryError, torch.OutOfMemoryError: it rests on.
+        """
         arenas = (runner.arena, self._cache.arena)
         if self._resting() is not runner or not all(arena is not None and arena.addresses_kept for arena in arenas):
+            return False
+        if self._graphs is not None and not self._graphs.resume():
             return False
         self._runner = runner
         return True

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import torch
 
-from lodger.runtime.allocator import trim
+from lodger.runtime.allocator import finish, trim
 
 _log = logging.getLogger("lodger.runtime")
 
@@ -122,7 +122,7 @@ class CudaMemory:
         return torch.as_tensor(_Exported(address, size, owner), device=self._device)
 
     def finish(self) -> None:
-        torch.cuda.synchronize(self._device)
+        finish(self._device)
 
     def _try(self) -> None:
         address = self.reserve(self.granularity)
