@@ -20,27 +20,46 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import uvloop
 
 from bench import paced
 from bench.http_client import prompt, request, summary, through_http
 from lodger.budget import Budget
 from lodger.catalogue.inspect import inspect_folder
+from lodger.device.nvml import probe_gpus
 from lodger.engines import open_engine
 from lodger.engines.base import LoadRequest, Model
+from lodger.plan.planner import plan
+from lodger.plan.values import Candidate
 from lodger.spec import ModelSpec
 from lodger.tasks import ChatTask, SamplingParams, StopRules
 from lodger.units import GIB
 
 PORT = 9962
-MADE = 128  # tokens of each answer
-KV_TOKENS = 128 * 512
+CONTEXT = 4096
+KV_TOKENS = 128 * 512  # of an engine on the CPU
 READY_SECONDS = 120
+
+
+@dataclass(frozen=True)
+class Load:
+    """What is asked of whom."""
+
+    model: Path  # folder of a chat model
+    engine: str = "native"
+    device: str = "cpu"
+    streams: tuple[int, ...] = (1, 8, 32, 128)
+    made: int = 128  # tokens of each answer
+    clients: int = 4  # processes
+    rounds: int = 2  # of which the best counts, after one that does not
+    gib: float = 24.0  # that the model is given on a GPU
 
 
 async def _ask(model: Model, number: int, made: int) -> dict[str, Any]:
@@ -62,31 +81,37 @@ async def _ask_all(model: Model, streams: int, made: int) -> list[dict[str, Any]
     return await asyncio.gather(*(_ask(model, number, made) for number in range(streams)))
 
 
-def _load(folder: Path, engine: str, device: str) -> Model:
-    facts = inspect_folder(folder)
-    item, dtype = (2, "bfloat16") if device.startswith("cuda") else (4, "float32")
-    keys = 2 * facts.layers * facts.kv_heads * facts.head_dim * item * KV_TOKENS
-    budget = Budget(weights=item * facts.parameters + GIB, kv_cache=keys, activations=3 * GIB, context_length=4096)
-    asked = LoadRequest(spec=ModelSpec(uid="chat"), facts=facts, budget=budget, device=device, dtype=dtype)
-    return open_engine(engine, device).load(asked, lambda _: None)
+def _load(what: Load) -> Model:
+    facts = inspect_folder(what.model)
+    spec = ModelSpec(uid="chat", path=str(what.model), context_length=CONTEXT)
+    if what.device == "cpu":
+        keys = 2 * facts.layers * facts.kv_heads * facts.head_dim * 4 * KV_TOKENS
+        budget, dtype = Budget(weights=4 * facts.parameters + GIB, kv_cache=keys, context_length=CONTEXT), "float32"
+    else:
+        [card, *_] = probe_gpus(visible=["0"])
+        view = msgspec.structs.replace(card, free=int(what.gib * GIB), ours=0, neighbours=())
+        [granted] = plan(view, (Candidate(spec, facts),), reserve=0).models
+        budget, dtype = granted.budget, granted.dtype
+    asked = LoadRequest(spec=spec, facts=facts, budget=budget, device=what.device, dtype=dtype)
+    return open_engine(what.engine, what.device).load(asked, lambda _: None)
 
 
-def _alone(given: argparse.Namespace, out: Connection) -> None:
+def _alone(what: Load, out: Connection) -> None:
     """Runs in a process of its own, which takes with it what it held."""
-    model = _load(given.model, given.engine, given.device)
-    for streams in given.streams:
-        rounds = [summary(uvloop.run(_ask_all(model, streams, given.made))) for _ in range(given.rounds + 1)]
+    model = _load(what)
+    for streams in what.streams:
+        rounds = [summary(uvloop.run(_ask_all(model, streams, what.made))) for _ in range(what.rounds + 1)]
         out.send(best(rounds[1:]))
     os._exit(0)
 
 
-def alone(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
+def alone(what: Load) -> Iterator[dict[str, Any]]:
     """The best round of each number of streams, without HTTP and without any other process."""
     ours, theirs = multiprocessing.Pipe()
-    process = multiprocessing.get_context("spawn").Process(target=_alone, args=(given, theirs))
+    process = multiprocessing.get_context("spawn").Process(target=_alone, args=(what, theirs))
     process.start()
     theirs.close()
-    for _ in given.streams:
+    for _ in what.streams:
         yield ours.recv()
     process.join()
 
@@ -96,13 +121,15 @@ def best(rounds: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 @contextmanager
-def serving(given: argparse.Namespace, home: Path) -> Iterator[int]:
+def serving(what: Load, home: Path) -> Iterator[int]:
     """The pid of a `lodger serve` whose model answers."""
     wanted = home / "lodger.yaml"
-    lines = ["models:", "  chat:", f"    path: {given.model.absolute()}", *(f"    {line}" for line in given.option)]
-    wanted.write_text("\n".join(lines) + "\n")
-    program = [sys.executable, "-m", "bench.paced" if given.engine == paced.NAME else "lodger", "serve"]
-    options = ["--file", str(wanted), "--home", str(home), "--port", str(PORT), "--engine", given.engine]
+    model: dict[str, Any] = {"path": str(what.model.absolute()), "context_length": CONTEXT}
+    if what.device != "cpu":
+        model["memory"] = f"{what.gib}GiB"
+    wanted.write_text(json.dumps({"models": {"chat": model}}))  # which is YAML too
+    program = [sys.executable, "-m", "bench.paced" if what.engine == paced.NAME else "lodger", "serve"]
+    options = ["--file", str(wanted), "--home", str(home), "--port", str(PORT), "--engine", what.engine]
     here = str(Path(__file__).parent.parent)  # where a worker finds `paced`
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (here, os.environ.get("PYTHONPATH"))))}
     with (home / "out.log").open("wb") as log:
@@ -132,30 +159,35 @@ def _wait_answering(process: subprocess.Popen[bytes]) -> None:
     raise RuntimeError("the server never answered")
 
 
+def measure(what: Load) -> Iterator[dict[str, Any]]:
+    """For each number of streams what the engine makes alone, what comes through HTTP, and the share of it."""
+    rows = [{"streams": n, "alone": row} for n, row in zip(what.streams, alone(what), strict=True)]
+    with tempfile.TemporaryDirectory() as home, serving(what, Path(home)) as pid:
+        for row in rows:
+            bodies = [request("chat", number, what.made) for number in range(row["streams"])]
+            row["http"] = best([through_http(PORT, pid, bodies, what.clients) for _ in range(what.rounds + 1)][1:])
+            row["share"] = round(row["http"]["tok_s"] / row["alone"]["tok_s"], 3)
+            print(f"{row['streams']} streams: {row['share']:.1%} of the engine's rate through HTTP", flush=True)
+            for kind in ("alone", "http"):
+                print(f"  {kind:5} {json.dumps(row[kind])}", flush=True)
+            yield row
+
+
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--model", type=Path, required=True, help="folder of a chat model")
     options.add_argument("--engine", default="native", help=f"or {paced.NAME}")
     options.add_argument("--device", default="cpu", help="of the engine alone")
-    options.add_argument("--option", action="append", default=[], help="a line for the model in lodger.yaml")
     options.add_argument("--streams", type=int, nargs="+", default=[1, 8, 32, 128])
-    options.add_argument("--made", type=int, default=MADE, help="tokens of each answer")
+    options.add_argument("--made", type=int, default=128, help="tokens of each answer")
     options.add_argument("--clients", type=int, default=4, help="processes")
     options.add_argument("--rounds", type=int, default=2, help="of which the best counts, after one that does not")
     options.add_argument("--out", type=Path)
-    given = options.parse_args()
-    rows = [{"streams": n, "alone": row} for n, row in zip(given.streams, alone(given), strict=True)]
-    with tempfile.TemporaryDirectory() as home, serving(given, Path(home)) as pid:
-        for row in rows:
-            bodies = [request("chat", number, given.made) for number in range(row["streams"])]
-            rounds = [through_http(PORT, pid, bodies, given.clients) for _ in range(given.rounds + 1)]
-            row["http"] = best(rounds[1:])
-            row["share"] = round(row["http"]["tok_s"] / row["alone"]["tok_s"], 3)
-            print(f"{row['streams']} streams: {row['share']:.1%} of the engine's rate through HTTP", flush=True)
-            for kind in ("alone", "http"):
-                print(f"  {kind:5} {json.dumps(row[kind])}", flush=True)
-    if given.out:
-        given.out.write_text(json.dumps(rows, indent=1))
+    given = vars(options.parse_args())
+    out = given.pop("out")
+    rows = list(measure(Load(**given | {"streams": tuple(given["streams"])})))
+    if out:
+        out.write_text(json.dumps(rows, indent=1))
 
 
 if __name__ == "__main__":

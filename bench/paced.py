@@ -32,7 +32,7 @@ WORDS = 4000  # of text that the answers are made of
 class PacedLane:
     """One token of every chat in each step. Called by the device's thread only."""
 
-    step_tokens = 512
+    step_tokens, paced, launched = 512, False, False
 
     def __init__(self, name: str, tokens: list[int]) -> None:
         self.name = name
@@ -67,6 +67,9 @@ class PacedLane:
 
     def claims(self, budget: int) -> Iterable[Claim]:
         return ()
+
+    def deliver(self, *, wait: bool) -> None:
+        """`decode` has done it."""
 
     def close(self) -> None:
         self._chats.clear()

@@ -1,0 +1,43 @@
+"""128 chats through `lodger serve`, beside what the engine makes of the same requests alone.
+
+    python -m bench.gpu.http [--out FILE] [--tokenizer FILE] [--streams 1 8 32 128]
+
+A model of Qwen3-4B's shape with random weights, its files in RAM. FILE is a tokenizer.json, best Qwen's own:
+without one the folder's small one spells a few hundred tokens, and the others are no text.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import tiny
+import torch
+
+from bench.gpu.part import options, write
+from bench.gpu.sleep import write_weights
+from bench.http_load import Load, measure
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--tokenizer", type=Path)
+    parser.add_argument("--streams", type=int, nargs="+", default=[1, 8, 32, 128])
+    given = options(__doc__, parser)
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as ram:
+        folder = tiny.write_fake_folder(Path(ram) / "chat", "qwen3", "BF16", **tiny.QWEN3_4B)
+        if given.tokenizer:
+            shutil.copy(given.tokenizer, folder / "tokenizer.json")
+        write_weights(folder)
+        found: dict[str, Any] = {"gpu": torch.cuda.get_device_name(), "rows": []}
+        torch.cuda.empty_cache()
+        for row in measure(Load(model=folder, device="cuda:0", streams=tuple(given.streams))):
+            found["rows"].append(row)
+            write(given, found)
+
+
+if __name__ == "__main__":
+    main()
