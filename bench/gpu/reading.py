@@ -7,18 +7,23 @@ may bring its rows itself, as `"table"`: a list of `sheet.Row`'s fields.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.gpu.bounds import QWEN3_4B, Rates, chats_s, decode_step_s
+from bench.gpu.bounds import QWEN3_4B, Rates, chats_s, decode_step_s, prefill_s
 from bench.gpu.sheet import Row
 
 PEERS = Path(__file__).parent.parent / "results" / "gpu" / "peers.json"
 PROMPT, MADE = 256, 128  # tokens of one chat
 BFLOAT16_TARGETS = {1: 310, 8: 2_200, 32: 7_500, 128: 14_000, 256: 17_500}
 INT8_TARGETS = {1: 480}
+ENCODER_TARGET = 750  # k tok/s
+LANES_P99_MS, LANES_EMBEDDED = 7, 317  # k tok/s
+PLAN_PERCENT = 3
+GIB = 2**30
 
 Raw = dict[str, Any]
 
@@ -36,17 +41,32 @@ Reader = Callable[[Raw, Beside], Iterator[Row]]
 
 def rows(parts: Raw) -> Iterator[Row]:
     """The rows of all parts that have a result."""
-    beside = Beside(_rates(parts), json.loads(PEERS.read_text()))
+    return (row for _, row in named_rows(parts))
+
+
+def named_rows(parts: Raw) -> Iterator[tuple[str, Row]]:
+    """(part, row)."""
+    beside = Beside(rates(parts), json.loads(PEERS.read_text()))
     for name, part in parts.items():
         raw = part["result"]
         if not raw:
             continue
         if name in READERS:
-            yield from READERS[name](raw, beside)
-        yield from (Row(**row) for row in raw.get("table", ()))
+            yield from ((name, row) for row in _read(name, raw, beside))
+        yield from ((name, Row(**row)) for row in raw.get("table", ()))
 
 
-def _rates(parts: Raw) -> Rates | None:
+def _read(name: str, raw: Raw, beside: Beside) -> list[Row]:
+    """A part whose numbers have changed their shape costs its own rows only."""
+    try:
+        return list(READERS[name](raw, beside))
+    except (LookupError, TypeError, ValueError, ArithmeticError) as error:
+        print(f"{name}: its reader does not understand its numbers: {error!r}", file=sys.stderr)
+        return []
+
+
+def rates(parts: Raw) -> Rates | None:
+    """The card's own, of the first part that measured them."""
     for part in parts.values():
         raw = part["result"] or {}
         if "move_bytes_s" in raw:
@@ -74,17 +94,90 @@ def _chats(label: str, weight_bytes: float, targets: dict[int, int], peers: Raw)
             yield Row(name, row["tok_s"], "tok/s", limit, peers.get(str(n)), targets.get(n))
             yield Row(f"{label}, {n}: one captured step", row["graph_ms"], "ms", step, less=True)
             yield Row(f"{label}, {n}: one step with the host", row["step_ms"], "ms", step, less=True)
+        if "prefill" in raw:
+            tokens = raw["prefill"]["tokens"]
+            limit = beside.rates and prefill_s(beside.rates, QWEN3_4B, tokens) * 1e3
+            peer = peers.get("prefill") and peers["prefill"] * 1e3
+            first = raw["prefill"]["first_ms"]
+            yield Row(f"{label}: first token after {tokens:,} tokens", first, "ms", limit, peer, less=True)
 
     return read
 
 
 def _decode(raw: Raw, beside: Beside) -> Iterator[Row]:
-    peers = beside.peers["chat"]["streams_256_in_128_out_tok_s"]
+    chat = beside.peers["chat"]
+    peers = chat["streams_256_in_128_out_tok_s"] | {"prefill": chat["prefill_8000_s"]}
     yield from _chats("chat, bfloat16", 2, BFLOAT16_TARGETS, peers)(raw, beside)
 
 
 def _int8(raw: Raw, beside: Beside) -> Iterator[Row]:
     yield from _chats("chat, int8", 1, INT8_TARGETS, {})(raw, beside)
+
+
+def _encode(raw: Raw, beside: Beside) -> Iterator[Row]:
+    peer = beside.peers["encoder"]["tok_s"]
+    for row in raw["rows"]:
+        name = {"embed": "2,048 texts", "rerank": "2,048 pairs"}[row["lane"]]
+        what = f"{name}, steps of {row['step_tokens']:,} tokens"
+        yield Row(what, row["tok_s"] / 1e3, "k tok/s", row["limit_tok_s"] / 1e3, peer / 1e3, ENCODER_TARGET)
+
+
+def _lanes(raw: Raw, beside: Beside) -> Iterator[Row]:
+    peer = beside.peers["side_by_side"]
+    alone = raw["together"]["chats alone"]["between_tokens_ms"]
+    for quantile in ("p50", "p99"):
+        name = f"8 chats alone: between tokens, {quantile}"
+        yield Row(name, alone[quantile], "ms", peer=peer["chats_alone_ms"][quantile], less=True)
+    for how, label in (("together", "8 chats"), ("apart", "three processes: 8 chats")):
+        for what, row in ((what, row) for what, row in raw.get(how, {}).items() if "embed_tok_s" in row):
+            ours = how == "together" and what == "chats, a book"  # what the targets are of
+            name = f"{label} beside {what.removeprefix('chats, ').replace(',', ' and')}"
+            gaps, limits = row["between_tokens_ms"], {"p99": LANES_P99_MS} if ours else {}
+            for quantile in ("p50", "p99"):
+                theirs = peer["chats_beside_ms"][quantile] if ours else None
+                target = limits.get(quantile)
+                named = f"{name}: between tokens, {quantile}"
+                yield Row(named, gaps[quantile], "ms", None, theirs, target, less=True)
+            embedded = peer["embedded_beside_tok_s"] / 1e3
+            yield Row(
+                f"{name}: embedded meanwhile",
+                row["embed_tok_s"] / 1e3,
+                "k tok/s",
+                peer=embedded if ours else None,
+                target=LANES_EMBEDDED if ours else None,
+            )
+            if row.get("rerank_ms", {}).get("n"):
+                yield Row(f"{name}: 64 documents reranked in", row["rerank_ms"]["p50"], "ms", less=True)
+
+
+def _soak(raw: Raw, beside: Beside) -> Iterator[Row]:
+    first, last = raw["held"][0], raw["held"][-1]
+    grown = (last["card"] - first["card"]) / 2**20
+    yield Row(
+        f"{sum(raw['answers'].values()):,} mixed requests: the card's use grows by", grown, "MiB", None, None, 0, True
+    )
+
+
+def _memory(raw: Raw, beside: Beside) -> Iterator[Row]:
+    """How far what is held is from what was planned, of all of it and of the part that is furthest off."""
+    for budget, row in raw["budgets"].items():
+        name = f"three models in {budget} GiB, {row['quantization'] or 'bfloat16'}"
+        off = {part: abs(row["measured"][part] / planned - 1) * 100 for part, planned in row["planned"].items()}
+        worst = max((part for part in off if part != "total"), key=lambda part: off[part])
+        yield Row(f"{name}: held", row["measured"]["total"] / GIB, "GiB", target=float(budget), less=True)
+        yield Row(f"{name}: off the plan", off["total"], "%", target=PLAN_PERCENT, less=True)
+        yield Row(f"{name}: off the plan, {worst}", off[worst], "%", target=PLAN_PERCENT, less=True)
+
+
+def _start(raw: Raw, beside: Beside) -> Iterator[Row]:
+    cold, *warm = raw["starts"]
+    peer = beside.peers["chat"]["start_s"]
+    yield Row("start to three models that answered, nothing compiled", cold["start_s"], "s", peer=peer, less=True)
+    for start in warm:
+        yield Row("start to three models that answered", start["start_s"], "s", None, peer, 20, less=True)
+        held = start["after load"] / GIB
+        named = f"three models behind HTTP in {raw['budget']} GiB, {raw['quantization'] or 'bfloat16'}: held"
+        yield Row(named, held, "GiB", target=raw["budget"], less=True)
 
 
 def _attention(raw: Raw, beside: Beside) -> Iterator[Row]:
@@ -123,6 +216,11 @@ READERS: dict[str, Reader] = {
     "limits": _limits,
     "decode": _decode,
     "decode-int8": _int8,
+    "encode": _encode,
+    "lanes": _lanes,
+    "memory": _memory,
+    "soak": _soak,
+    "start": _start,
     "attention": _attention,
     "w8a16": _w8a16,
     "sleep": _sleep,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 HEADS = ("what", "measured", "limit", "%", "peer", "target", "met")
@@ -70,7 +70,7 @@ def text(rows: Iterable[Row]) -> str:
     )
 
 
-def markdown(rows: Iterable[Row], heads: Sequence[str] = HEADS) -> str:
-    """For a page; `heads` are its language's."""
-    lines = [list(heads), ["---"] + ["---:"] * (len(heads) - 1), *map(cells, rows)]
+def markdown(rows: Iterable[Row]) -> str:
+    """For a page."""
+    lines = [list(HEADS), ["---"] + ["---:"] * (len(HEADS) - 1), *map(cells, rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
