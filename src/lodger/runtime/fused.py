@@ -1,25 +1,40 @@
 """The fast path on a GPU: `DenseDecoder`'s layers with everything between two products in one kernel.
 
-A layer is nine launches: norm, queries with keys and values, rotation and store, attention (and the merge of its
-parts), output, norm, gate and up, activation, down. Each norm adds to the residual stream first.
+A layer is nine launches: norm, queries with keys and values, rotation and store, attention, output, norm, gate and up,
+activation, down. Each norm adds to the residual stream first. Of a single token it is six: norms, activation and
+additions are parts of the products.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from lodger.runtime.attention.base import AttentionPlan
 from lodger.runtime.attention.paged import DecodePlan, PagedPlan
 from lodger.runtime.context import current_plan
-from lodger.runtime.decoder import DenseDecoder, Layer, Norm
+from lodger.runtime.decoder import DenseDecoder, Layer, Linear, Norm
+from lodger.runtime.kernels import one_token
 from lodger.runtime.kernels.norm import rms_norm
+from lodger.runtime.kernels.one_token import Matrix
 from lodger.runtime.kernels.rotary import rotate_and_store
 from lodger.runtime.kernels.swiglu import swiglu
-from lodger.runtime.layers import Placement
+from lodger.runtime.layers import Placement, PlainLinear
 from lodger.runtime.packed import PackedBatch
+from lodger.runtime.quantised import QuantisedLinear
+
+Attend = Callable[[Layer, torch.Tensor], torch.Tensor]
+
+
+class Matrices(NamedTuple):
+    """Of one layer."""
+
+    qkv: Matrix
+    out: Matrix
+    gate_up: Matrix
+    down: Matrix
 
 
 class FusedDecoder(DenseDecoder):
@@ -28,17 +43,50 @@ class FusedDecoder(DenseDecoder):
     def __init__(self, model: Any, placement: Placement) -> None:
         super().__init__(model, placement)
         self._float32 = torch.empty(0, device=placement.device)  # what angles are computed in
+        found = [_matrices(layer) for layer in self.layers]
+        own = [matrices for matrices in found if matrices is not None]
+        self._matrices = own if len(own) == len(found) else []
 
     def __call__(self, batch: PackedBatch) -> torch.Tensor:
         residual = self.embed(batch.tokens)
         cos, sin = (x[0] for x in self.rotary(self._float32, batch.positions[None]))  # [T, head_dim]
         attend = _attention(self, current_plan(), cos, sin)
+        if len(residual) == 1 and self._matrices:
+            return self._one_token(residual, attend)
         x = rms_norm(residual, self.layers[0].before_attention.weight, self.layers[0].before_attention.epsilon)
         for layer, following in zip(self.layers, [*self.layers[1:], None], strict=True):
             hidden = layer.out(attend(layer, layer.qkv(x)).flatten(1))
             hidden = _feed_forward(layer, _add(residual, hidden, layer.before_mlp))
             x = _add(residual, hidden, self.norm if following is None else following.before_attention)
         return x
+
+    def _one_token(self, residual: torch.Tensor, attend: Attend) -> torch.Tensor:
+        for layer, own in zip(self.layers, self._matrices, strict=True):
+            attended = attend(layer, one_token.product(residual, own.qkv, _numbers(layer.before_attention)))
+            one_token.product(attended.view(1, -1), own.out, residual=residual, ahead=True)
+            active = one_token.product(residual, own.gate_up, _numbers(layer.before_mlp), gated=True)
+            one_token.product(active, own.down, residual=residual)
+        return rms_norm(residual, *_numbers(self.norm))
+
+
+def _numbers(norm: Norm) -> tuple[torch.Tensor, float]:
+    return norm.weight, norm.epsilon
+
+
+def _matrices(layer: Layer) -> Matrices | None:
+    found = [_matrix(linear) for linear in (layer.qkv, layer.out, layer.gate_up, layer.down)]
+    present = [matrix for matrix in found if matrix is not None]
+    return Matrices(*present) if len(present) == len(found) else None
+
+
+def _matrix(linear: Linear) -> Matrix | None:
+    """What a layer's product multiplies with, where our kernels for few tokens can read it."""
+    module = getattr(linear, "__self__", None)
+    if isinstance(module, QuantisedLinear):
+        return Matrix(module.weight, module.scale, module.bias)
+    if isinstance(module, PlainLinear):
+        return Matrix(module.weight, None, module.bias)
+    return None
 
 
 def _add(residual: torch.Tensor, hidden: torch.Tensor, norm: Norm) -> torch.Tensor:
@@ -51,9 +99,7 @@ def _feed_forward(layer: Layer, x: torch.Tensor) -> torch.Tensor:
     return layer.down(swiglu(layer.gate_up(x)))
 
 
-def _attention(
-    decoder: DenseDecoder, plan: AttentionPlan, cos: torch.Tensor, sin: torch.Tensor
-) -> Callable[[Layer, torch.Tensor], torch.Tensor]:
+def _attention(decoder: DenseDecoder, plan: AttentionPlan, cos: torch.Tensor, sin: torch.Tensor) -> Attend:
     """From a layer's queries, keys and values [T, (heads + 2 * kv_heads) * head_dim] to [T, heads, head_dim].
 
     Keys and values go where the plan reads them: straight into the cache, or side by side for a plan that stores them

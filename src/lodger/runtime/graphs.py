@@ -18,8 +18,8 @@ from lodger.runtime.arena import for_cache
 from lodger.runtime.attention.paged import DecodePlan
 from lodger.runtime.context import attending
 from lodger.runtime.fused import FusedDecoder
+from lodger.runtime.kernels.arrivals import own_counters
 from lodger.runtime.kernels.decode_inputs import spread
-from lodger.runtime.kernels.w8a16 import own_counters
 from lodger.runtime.kv import KVCache
 from lodger.runtime.layers import PlainLinear
 from lodger.runtime.packed import PackedBatch

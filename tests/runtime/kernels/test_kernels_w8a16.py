@@ -10,8 +10,9 @@ from attention_cases import TOLERANCE, far
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lodger.runtime.kernels.arrivals import own_counters
 from lodger.runtime.kernels.product_tiling import MOST_TOKENS, tile_for
-from lodger.runtime.kernels.w8a16 import dequantised, own_counters, product
+from lodger.runtime.kernels.w8a16 import dequantised, product
 from lodger.runtime.quantised import QuantisedLinear, quantise
 
 Where = tuple[torch.device, torch.dtype]

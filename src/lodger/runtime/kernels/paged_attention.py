@@ -3,7 +3,7 @@
 One program serves a tile: some tokens of one sequence and all query heads that share one key head, as the rows of one
 matrix, so that every key is read once for all of them (grouped queries, arXiv 2305.13245). It sweeps the keys with an
 online softmax (FlashAttention, arXiv 2205.14135). Where there are too few tiles to fill the card, several programs
-share the keys of a tile and a second kernel merges what they found (Flash-Decoding).
+share the keys of a tile (Flash-Decoding); the last to finish merges what all of them found, always in the same order.
 """
 
 # mypy: disable-error-code="import-not-found, import-untyped, untyped-decorator, no-untyped-def"
@@ -17,6 +17,8 @@ import torch
 import triton
 import triton.language as tl
 
+from lodger.runtime.kernels.arrivals import counters
+from lodger.runtime.kernels.overlap import early, let_next_begin, wait_for_last
 from lodger.runtime.kernels.tiling import MOST_SPLITS, Shape
 
 LOG2_E = 1.4426950408889634
@@ -52,24 +54,15 @@ def attend(
     heads, dim = query.shape[1:]
     kv_heads = cache.shape[4]
     shape, splits = tiles.shape, tiles.splits
-    programs = (len(tiles.records), kv_heads, splits)
+    programs = (kv_heads, len(tiles.records), splits)  # neighbours read neighbouring keys
     parts, sums = (out, out) if splits == 1 else _workspace(programs, shape.rows, dim, query.device)
-    same = {
-        "HEADS": heads,
-        "GROUP": heads // kv_heads,
-        "DIM": dim,
-        "PADDED": max(16, triton.next_power_of_2(dim)),
-        "ROWS": shape.rows,
-        "KEYS": shape.keys,
-        "LEAST": shape.least,
-        "WINDOWED": window is not None,
-    }
     _attend[programs](
         query,
         cache,
         out,
         parts,
         sums,
+        out if splits == 1 else counters(query.device),
         tiles.records,
         tiles.table,
         layer,
@@ -78,17 +71,20 @@ def attend(
         *query.stride()[:2],
         *cache.stride()[:5],
         tiles.table.stride(0),
+        HEADS=heads,
+        GROUP=heads // kv_heads,
+        DIM=dim,
+        PADDED=max(16, triton.next_power_of_2(dim)),
         BLOCK_SIZE=cache.shape[3],
-        SPLIT=splits > 1,
-        **same,
+        ROWS=shape.rows,
+        KEYS=shape.keys,
+        LEAST=shape.least,
+        SPLITS=1 if splits == 1 else 8 if splits <= 8 else MOST_SPLITS,
+        WINDOWED=window is not None,
         num_warps=shape.warps,
         num_stages=shape.stages,
+        **early(query.device),
     )
-    if splits > 1:
-        rows = min(shape.rows, shape.tokens * heads // kv_heads)
-        _merge[(len(tiles.records), kv_heads, rows)](
-            parts, sums, tiles.records, out, window or 0, splits, SPLITS=8 if splits <= 8 else MOST_SPLITS, **same
-        )
 
 
 def _workspace(
@@ -152,12 +148,14 @@ def _sweep(
 
 @triton.jit(do_not_specialize=["layer", "window", "table_sequence"])
 def _attend(
-    query, cache, out, parts, sums, records, table, layer, window, scale, query_token, query_head, cache_layer,
+    query, cache, out, parts, sums, arrived, records, table, layer, window, scale, query_token, query_head, cache_layer,
     cache_value, cache_block, cache_slot, cache_head, table_sequence, HEADS: tl.constexpr, GROUP: tl.constexpr,
     DIM: tl.constexpr, PADDED: tl.constexpr, BLOCK_SIZE: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
-    LEAST: tl.constexpr, SPLIT: tl.constexpr, WINDOWED: tl.constexpr,
+    LEAST: tl.constexpr, SPLITS: tl.constexpr, WINDOWED: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    tile, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    let_next_begin(EARLY)
+    wait_for_last(EARLY)
+    kv_head, tile, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     token = tl.load(records + tile * 4)
     count = tl.load(records + tile * 4 + 1)
     first = tl.load(records + tile * 4 + 2)
@@ -166,6 +164,7 @@ def _attend(
     start = begin + split * share
     if (count == 0) | (start >= end):
         return
+    sharing = tl.cdiv(end - begin, share)
     end = tl.minimum(end, start + share)
 
     row = tl.arange(0, ROWS)
@@ -197,36 +196,36 @@ def _attend(
 
     some = tl.where(total > 0, total, 1.0)  # a row may see none of one program's keys
     found = found / some[:, None]
-    if SPLIT:
-        place = ((tile * tl.num_programs(1) + kv_head) * tl.num_programs(2) + split).to(tl.int64) * ROWS + row
-        tl.store(parts + place[:, None] * DIM + dim[None, :], found, mask=stored)
-        tl.store(sums + place, tl.where(total > 0, highest + tl.log2(some), float("-inf")), mask=own)
-    else:
-        place = at * HEADS + head
-        tl.store(out + place[:, None] * DIM + dim[None, :], found.to(out.dtype.element_ty), mask=stored)
+    if SPLITS > 1:
+        group = tile * tl.num_programs(0) + kv_head
+        parts += group.to(tl.int64) * tl.num_programs(2) * (ROWS * DIM)
+        sums += group * tl.num_programs(2) * ROWS
+        tl.store(parts + (split * ROWS + row)[:, None] * DIM + dim[None, :], found, mask=stored)
+        tl.store(sums + split * ROWS + row, tl.where(total > 0, highest + tl.log2(some), float("-inf")), mask=own)
+        tl.debug_barrier()  # every thread has stored what it found before one says so
+        if tl.atomic_add(arrived + group, 1, sem="acq_rel") != sharing - 1:
+            return
+        tl.store(arrived + group, 0)
+        found = _merged(parts, sums, sharing, own, DIM, PADDED, ROWS, SPLITS)
+    place = at * HEADS + head
+    tl.store(out + place[:, None] * DIM + dim[None, :], found.to(out.dtype.element_ty), mask=stored)
 
 
-@triton.jit(do_not_specialize=["window", "splits"])
-def _merge(
-    parts, sums, records, out, window, splits, SPLITS: tl.constexpr, HEADS: tl.constexpr, GROUP: tl.constexpr,
-    DIM: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, LEAST: tl.constexpr,
-    WINDOWED: tl.constexpr,
-):  # fmt: skip
-    """One row: what its programs found, each weighed by its share of the softmax's sum."""
-    tile, kv_head, row = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    token = tl.load(records + tile * 4)
-    count = tl.load(records + tile * 4 + 1)
-    first = tl.load(records + tile * 4 + 2)
-    if row // GROUP >= count:
-        return
-    begin, end, share = _keys_of(first, count, window, splits, KEYS, LEAST, WINDOWED)
-    split = tl.arange(0, SPLITS)
-    ran = split < tl.cdiv(end - begin, share)
-    dim = tl.arange(0, PADDED)
-    place = ((tile * tl.num_programs(1) + kv_head).to(tl.int64) * splits + split) * ROWS + row
-    weight = tl.load(sums + place, mask=ran, other=float("-inf"))
-    weight = tl.exp2(weight - tl.max(weight, 0))
-    part = tl.load(parts + place[:, None] * DIM + dim[None, :], mask=ran[:, None] & (dim < DIM)[None, :], other=0.0)
-    found = tl.sum(part * weight[:, None], 0) / tl.sum(weight, 0)
-    place = (token + row // GROUP).to(tl.int64) * HEADS + kv_head * GROUP + row % GROUP
-    tl.store(out + place * DIM + dim, found.to(out.dtype.element_ty), mask=dim < DIM)
+@triton.jit
+def _merged(
+    parts, sums, sharing, own, DIM: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr, SPLITS: tl.constexpr
+):
+    """[ROWS, PADDED]: what `sharing` programs found of a tile, each weighed by its share of the softmax's sum."""
+    row, dim, split = tl.arange(0, ROWS), tl.arange(0, PADDED), tl.arange(0, SPLITS)
+    stored = own[:, None] & (dim < DIM)[None, :]
+    ran = (split < sharing)[:, None] & own[None, :]
+    weight = tl.load(sums + split[:, None] * ROWS + row[None, :], mask=ran, other=float("-inf"), cache_modifier=".cg")
+    highest = tl.where(own, tl.max(weight, 0), 0.0)
+    whole = tl.where(own, tl.sum(tl.exp2(weight - highest[None, :]), 0), 1.0)
+    found = tl.zeros([ROWS, PADDED], tl.float32)
+    for other in tl.range(0, sharing, loop_unroll_factor=4):
+        one = tl.load(sums + other * ROWS + row, mask=own, other=float("-inf"), cache_modifier=".cg")
+        place = parts + (other * ROWS + row)[:, None] * DIM + dim[None, :]
+        part = tl.load(place, mask=stored, other=0.0, cache_modifier=".cg")
+        found += part * tl.exp2(one - highest)[:, None]
+    return found / whole[:, None]

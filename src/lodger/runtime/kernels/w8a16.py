@@ -13,18 +13,14 @@ finish adds up what all of them found, always in the same order.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from functools import cache
 
 import torch
 import triton
 import triton.language as tl
 
-from lodger.runtime.kernels.product_tiling import MOST_TILES, Tile, tile_for
-
-_OWN_COUNTERS: ContextVar[torch.Tensor | None] = ContextVar("own_counters", default=None)
+from lodger.runtime.kernels.arrivals import counters
+from lodger.runtime.kernels.product_tiling import Tile, tile_for
 
 
 def product(
@@ -68,32 +64,6 @@ def _processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
-@contextmanager
-def own_counters(device: torch.device) -> Iterator[torch.Tensor]:
-    """For products of another stream than the device's default, or captured ones: while they run, others may too.
-
-    Whoever replays what was captured keeps the tensor.
-    """
-    counters = torch.zeros(MOST_TILES, dtype=torch.int32, device=device)
-    token = _OWN_COUNTERS.set(counters)
-    try:
-        yield counters
-    finally:
-        _OWN_COUNTERS.reset(token)
-
-
-def _counters(device: torch.device) -> torch.Tensor:
-    """How many programs have finished their share of a tile; the last one sets its tile's back to zero."""
-    own = _OWN_COUNTERS.get()
-    return _default_counters(device) if own is None else own
-
-
-@cache
-def _default_counters(device: torch.device) -> torch.Tensor:
-    """One for all products of the default stream: it runs them one after the other."""
-    return torch.zeros(MOST_TILES, dtype=torch.int32, device=device)
-
-
 def _tiled(
     x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor, tile: Tile
 ) -> None:
@@ -108,7 +78,7 @@ def _tiled(
         scale if bias is None else bias,
         out,
         parts,
-        _counters(x.device) if shared else out,
+        counters(x.device) if shared else out,
         tokens,
         rows,
         columns,

@@ -1,0 +1,170 @@
+"""Products of one token with a weight in its own dtype or of one byte, and what stands beside them in a layer.
+
+Every number of a weight is used once, so that reading the weight is all that such a product takes. One warp reads some
+rows from end to end, without shared memory, while the numbers of its next step are on their way. Before the launch
+before it has ended it asks for its first numbers.
+
+The norm of the input needs no launch of its own: its weight multiplies the input on the way, the squares are summed
+beside, and 1 / root mean square multiplies the finished sums. So does the scale of a row of bytes.
+"""
+
+# mypy: disable-error-code="import-not-found, import-untyped, untyped-decorator, no-untyped-def"
+# ruff: noqa: N803
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+from lodger.runtime.kernels.overlap import ask_for, early, let_next_begin, wait_for_last
+
+
+class Matrix(NamedTuple):
+    """What x is multiplied with: x @ (values * scale).T + bias."""
+
+    values: torch.Tensor  # [rows, columns] in x's dtype, or int8
+    scale: torch.Tensor | None  # float32 [rows] of int8
+    bias: torch.Tensor | None  # [rows]
+
+
+class Share(NamedTuple):
+    """One program's share of the work."""
+
+    rows: int
+    columns: int  # read at a time
+    warps: int
+
+
+def share_for(rows: int, *, gated: bool) -> Share:
+    """What an H100 measured to be fastest for Qwen3-4B (`bench.gpu.few_tokens`)."""
+    if gated or rows > 32_768:
+        return Share(1, 512, 1)
+    return Share(4, 512, 1) if rows > 4096 else Share(2, 1024, 1)
+
+
+def product(
+    x: torch.Tensor,
+    matrix: Matrix,
+    norm: tuple[torch.Tensor, float] | None = None,
+    *,
+    gated: bool = False,
+    residual: torch.Tensor | None = None,
+    ahead: bool = False,
+    share: Share | None = None,
+) -> torch.Tensor:
+    """x @ matrix + residual, summed in float32.
+
+    Args:
+        x: [1, columns], contiguous.
+        norm: weight [columns] and epsilon of a root mean square norm that x passes first.
+        gated: the matrix is a gate above as many rows: silu(x @ gate) * (x @ rest), known as SwiGLU.
+        residual: [1, rows], contiguous; becomes the result.
+        ahead: the launch before leaves the memory idle: meanwhile all of the matrix comes into L2.
+
+    Returns:
+        [1, rows] in x's dtype; with `gated` half as many as the matrix has.
+    """
+    rows, columns = matrix.values.shape
+    rows = rows // 2 if gated else rows
+    out = x.new_empty(1, rows) if residual is None else residual
+    share = share or share_for(rows, gated=gated)
+    piece, odd = divmod(share.rows * columns * matrix.values.itemsize, 32 * share.warps)
+    _product[(triton.cdiv(rows, share.rows),)](
+        x,
+        x if norm is None else norm[0],
+        matrix.values,
+        x if matrix.scale is None else matrix.scale,
+        x if matrix.bias is None else matrix.bias,
+        out,
+        rows,
+        columns,
+        0.0 if norm is None else norm[1],
+        ROWS=share.rows,
+        COLUMNS=share.columns,
+        NORMED=norm is not None,
+        GATED=gated,
+        SCALED=matrix.scale is not None,
+        BIASED=matrix.bias is not None,
+        ADDED=residual is not None,
+        THREADS=32 * share.warps,
+        AHEAD=0 if odd or piece % 16 or not ahead else piece,
+        num_warps=share.warps,
+        **early(x.device),
+    )
+    return out
+
+
+@triton.jit
+def _read(place, start, columns, COLUMNS: tl.constexpr):
+    inside = start + tl.arange(0, COLUMNS) < columns
+    return tl.load(place + start, mask=inside[None, :], other=0, eviction_policy="evict_first")
+
+
+@triton.jit
+def _product(
+    x, norm, weight, scale, bias, out, rows, columns, epsilon,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, NORMED: tl.constexpr, GATED: tl.constexpr, SCALED: tl.constexpr,
+    BIASED: tl.constexpr, ADDED: tl.constexpr, THREADS: tl.constexpr, AHEAD: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
+    let_next_begin(EARLY)
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    column = tl.arange(0, COLUMNS)
+    # Beyond the last row it is read again, and what comes of it is not stored.
+    first = weight + tl.minimum(row, rows - 1).to(tl.int64)[:, None] * columns + column[None, :]
+    second = first + rows.to(tl.int64) * columns
+    if AHEAD > 0 and EARLY:
+        begin = tl.minimum(tl.program_id(0) * ROWS, tl.maximum(rows - ROWS, 0)).to(tl.int64) * columns
+        ask_for((weight + begin).to(tl.int64) + tl.arange(0, THREADS) * AHEAD, THREADS, AHEAD)
+    w = _read(first, 0, columns, COLUMNS)
+    if GATED:
+        u = _read(second, 0, columns, COLUMNS)
+    wait_for_last(EARLY)
+    total = tl.zeros([ROWS, COLUMNS], tl.float32)
+    beside = tl.zeros([ROWS, COLUMNS], tl.float32)
+    squares = tl.zeros([COLUMNS], tl.float32)
+    for start in tl.range(0, columns, COLUMNS):
+        next_w = _read(first, start + COLUMNS, columns, COLUMNS)
+        if GATED:
+            next_u = _read(second, start + COLUMNS, columns, COLUMNS)
+        inside = start + column < columns
+        a = tl.load(x + start + column, mask=inside, other=0.0).to(tl.float32)
+        if NORMED:
+            squares += a * a
+            a *= tl.load(norm + start + column, mask=inside, other=0.0).to(tl.float32)
+        total += _number(w) * a[None, :]
+        w = next_w
+        if GATED:
+            beside += _number(u) * a[None, :]
+            u = next_u
+    factor = 1.0
+    if NORMED:
+        factor = tl.rsqrt(tl.sum(squares, 0) / columns + epsilon)
+    found = _finished(tl.sum(total, 1) * factor, scale, bias, row, row < rows, SCALED, BIASED)
+    if GATED:
+        found *= tl.sigmoid(found)
+        found *= _finished(tl.sum(beside, 1) * factor, scale + rows, bias + rows, row, row < rows, SCALED, BIASED)
+    if ADDED:
+        found += tl.load(out + row, mask=row < rows, other=0.0).to(tl.float32)
+    tl.store(out + row, found.to(out.dtype.element_ty), mask=row < rows)
+
+
+@triton.jit
+def _number(w):
+    """In float32. A byte comes to lie in the last bits of 2^23: an A100 or H100 converts integers at an eighth of the
+    speed at which it adds."""
+    if w.dtype == tl.int8:
+        beside = (w.to(tl.uint8, bitcast=True) ^ 128).to(tl.uint32) | 0x4B000000
+        return beside.to(tl.float32, bitcast=True) - 8388736.0  # 2^23 + 128
+    return w.to(tl.float32)
+
+
+@triton.jit
+def _finished(total, scale, bias, row, inside, SCALED: tl.constexpr, BIASED: tl.constexpr):
+    if SCALED:
+        total *= tl.load(scale + row, mask=inside, other=0.0)
+    if BIASED:
+        total += tl.load(bias + row, mask=inside, other=0.0).to(tl.float32)
+    return total
