@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,14 +63,22 @@ def load_runner(
     fitting = [precision for precision, size in sizes.items() if size <= weight_budget]
     if not fitting:
         raise _too_big(facts, min(sizes, key=sizes.__getitem__), min(sizes.values()), weight_budget)
-    test = SelfTest(facts, stored.model)
-    for precision in fitting:
-        arena = for_weights(device, sizes[precision])
-        placement = Placement(device, precision, _reporter(stored, precision, progress), arena)
-        runner = _assemble(facts, checkpoint, answers, placement)
-        if test.error(runner) <= precision.tolerance:
-            return runner
-    raise test.refusal(runner)
+    with ThreadPoolExecutor(1) as beside:  # a CPU computes what to expect while a GPU gets its weights
+        testing = beside.submit(_expected, facts, stored.model)
+        if device.type == "cpu":
+            testing.result()
+        for precision in fitting:
+            arena = for_weights(device, sizes[precision])
+            placement = Placement(device, precision, _reporter(stored, precision, progress), arena)
+            runner = _assemble(facts, checkpoint, answers, placement)
+            if testing.result().error(runner) <= precision.tolerance:
+                return runner
+    raise testing.result().refusal(runner)
+
+
+@torch.inference_mode()
+def _expected(facts: ModelFacts, model: PreTrainedModel) -> SelfTest:
+    return SelfTest(facts, model)
 
 
 def weight_bytes(stored: Stored, facts: ModelFacts, precision: Precision, device: torch.device) -> int:
