@@ -6,10 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_service import facts_of
+from msgspec.structs import replace
 
+from lodger.api.describe import description
 from lodger.api.launching import LaunchRequest
+from lodger.catalogue.facts import Int4Weights
 from lodger.config import load_config
 from lodger.errors import ConfigProblem
+from lodger.service import ModelStatus
 
 
 def spec(quantization: Any) -> Any:
@@ -39,3 +44,10 @@ def test_a_model_of_the_file_asks_for_it_by_its_name(tmp_path: Path) -> None:
     file.write_text("models:\n  chat:\n    path: /models/m\n    quantization: int4\n")
     with pytest.raises(ConfigProblem, match=r"quantization should be 'int8', not 'int4'"):
         load_config(file)
+
+
+@pytest.mark.parametrize("method", ["awq", "gptq"])
+def test_a_quantised_checkpoint_is_described_as_xinference_does(method: Any) -> None:
+    facts = replace(facts_of("chat", "m"), int4=Int4Weights(method=method, group=128), causal=True)
+    told = description(ModelStatus(spec=spec(None), state="ready", created=0, facts=facts), "localhost:9997")
+    assert (told["model_format"], told["quantization"]) == (method, "Int4")

@@ -14,6 +14,7 @@ from tiny_int4 import FORMS, dense_folder, quantised, read_tensors, write_tensor
 
 from lodger.catalogue.facts import ModelFacts
 from lodger.catalogue.inspect import inspect_folder
+from lodger.catalogue.inventory import inventory
 from lodger.errors import DamagedWeights, ModelProblem
 
 Made = Callable[[str], Path]
@@ -191,3 +192,9 @@ def test_quantised_pickles_are_refused(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(ModelProblem):
         inspect_folder(folder)
+
+
+def test_what_is_here_is_listed_with_how_it_is_quantised(made: Made) -> None:
+    folder = made("awq")
+    found = {model.folder: model.quantization for model in inventory(folder.parent) if model.folder}
+    assert found == {folder.name: "awq", dense_folder(folder).name: None}

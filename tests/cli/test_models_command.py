@@ -56,6 +56,7 @@ def test_for_a_script_it_is_json_with_bytes(lodger: Run, models: Path) -> None:
     assert known["Qwen3-0.6B"] == {
         "name": "Qwen3-0.6B",
         "kind": "chat",
+        "quantization": None,
         "state": "absent",
         "folder": None,
         "bytes_on_disk": None,

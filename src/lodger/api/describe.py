@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from lodger.catalogue.facts import ModelFacts
 from lodger.service import ModelStatus
+from lodger.spec import ModelSpec
 
 ABILITIES = {"embedding": ["embed"], "rerank": ["rerank"]}
 MODEL_TYPES = {"chat": "LLM", "embedding": "embedding", "rerank": "rerank"}
@@ -25,11 +27,11 @@ def description(model: ModelStatus, address: str) -> dict[str, Any]:
         "model_name": model_name(model),
         "model_ability": abilities(model),
         "model_engine": model.spec.engine or "native",
-        "model_format": "pytorch",
+        "model_format": facts.int4.method if facts.int4 else "pytorch",
         "model_description": model.spec.description,
         "model_hub": None,
         "model_revision": None,
-        "quantization": model.spec.quantization if facts.causal and model.spec.quantization else "none",
+        "quantization": _quantization(model.spec, facts),
         "context_length": model.context_length,
         "max_tokens": model.context_length,
         "dtype": model.dtype,
@@ -38,6 +40,13 @@ def description(model: ModelStatus, address: str) -> dict[str, Any]:
         "replica": len(model.devices) or model.spec.replicas,
     }
     return about | _of_kind(model)
+
+
+def _quantization(spec: ModelSpec, facts: ModelFacts) -> str:
+    """As Xinference spells it for a format: "Int4" for "awq" and "gptq"."""
+    if facts.int4 is not None:
+        return "Int4"
+    return spec.quantization if facts.causal and spec.quantization else "none"
 
 
 def listing(model: ModelStatus, address: str) -> dict[str, Any]:

@@ -24,6 +24,7 @@ class KnownModel(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     kind: Kind | None
+    quantization: str | None = None  # of what is stored: "awq", "gptq"
     state: State
     folder: str | None = None  # relative to the folder for models
     bytes_on_disk: int | None = None
@@ -73,7 +74,9 @@ def _on_disk(known: KnownModel, folder: ModelFolder, spec: ModelSpec, models_dir
     size = _bytes_in(models_dir / folder.name)
     known = msgspec.structs.replace(known, state="downloaded", folder=folder.name, bytes_on_disk=size)
     try:
-        return msgspec.structs.replace(known, kind=identify(spec, models_dir)[1].kind)
+        facts = identify(spec, models_dir)[1]
+        packed = facts.int4.method if facts.int4 else None
+        return msgspec.structs.replace(known, kind=facts.kind, quantization=packed)
     except LodgerError as error:
         return msgspec.structs.replace(known, state="problem", error=error.info())
 

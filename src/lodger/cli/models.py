@@ -56,7 +56,7 @@ def _show(models: list[KnownModel]) -> None:
     rows = [
         (
             model.name,
-            model.kind or "-",
+            f"{model.kind or '-'}{f' ({model.quantization})' if model.quantization else ''}",
             "-" if model.state == "absent" else model.state,
             "-" if model.bytes_on_disk is None else gib(model.bytes_on_disk),
             model.folder or "-",
