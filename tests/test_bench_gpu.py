@@ -91,7 +91,10 @@ def raw_parts() -> dict[str, Any]:
     all_three = beside | {"rerank_ms": {"n": 8, "p50": 20.0}}
     lanes = {"chats alone": {"between_tokens_ms": gaps}, "chats, a book": beside, "chats, a book, reranks": all_three}
     held_at = [{"card": 11 * 2**30}, {"card": 11 * 2**30 + 2**20}]
+    streams = [{"streams": n, "alone": {"tok_s": 100.0 * n}, "http": {"tok_s": 91.0 * n}} for n in (8, 128)]
     raw = {
+        "checks": {"outcomes": {"passed": 200, "failed": 1}, "failures": ["a test"]},
+        "http": {"rows": streams},
         "lanes": {"together": lanes, "apart": {"chats, a book": beside}},
         "soak": {"held": held_at, "answers": {"chat": 15_000, "embed": 5_000}},
         "encode": {"rows": texts},
@@ -128,6 +131,9 @@ def test_every_part_is_read_into_rows_beside_its_peers_and_targets() -> None:
     assert found["start to three models that answered"].met
     assert found["start to three models that answered, nothing compiled"].met is None
     assert found["three models behind HTTP in 8.5 GiB, int8: held"].met
+    assert (found["128 chats through HTTP"].share, found["128 chats through HTTP"].met) == (0.91, True)
+    assert found["8 chats through HTTP"].target is None
+    assert found["kernels against float32: failures beside 200 passes"].met is False
     book = found["8 chats beside a book: between tokens, p99"]
     assert (book.measured, book.peer, book.met) == (6.5, 12.28, True)
     assert found["8 chats beside a book: embedded meanwhile"].met

@@ -13,10 +13,12 @@ import argparse
 import signal
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from bench import hardware
-from bench.gpu import document, part, reading, sheet
+from bench.gpu import document, reading, sheet
+from bench.gpu.part import need_gpu
 from bench.gpu.parts import PARTS, ROOT, run
 
 WHOLE_S = 480  # of one call
@@ -28,6 +30,7 @@ def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m bench.gpu", description=f"{__doc__}\n{about}", formatter_class=shape)
     parser.add_argument("parts", nargs="*", metavar="PART", help="default: all")
     parser.add_argument("--out", type=Path, help="the JSON")
+    parser.add_argument("--tokenizer", type=Path, help="tokenizer.json for the parts that read text")
     parser.add_argument("--commit", help="of a copy of the sources without git")
     parser.add_argument("--show", action="store_true", help="only print the table of --out")
     given = parser.parse_args()
@@ -38,19 +41,22 @@ def options() -> argparse.Namespace:
     return given
 
 
-def measure(names: list[str], commit: str | None, out: Path | None) -> Path:
+def measure(names: list[str], commit: str | None, out: Path | None, tokenizer: Path | None = None) -> Path:
     """Run the parts and write the file after each: whatever ends this process, what was measured stays."""
     now, end = document.begin(commit), time.monotonic() + WHOLE_S
     out = out or ROOT / "bench" / "results" / "gpu" / f"{now['date']}-{hardware.kind(now['hardware'])}.json"
     before = document.read(out)
     document.merge(before, now)  # of another card: say so before minutes are spent
     for name in names:
-        left = min(PARTS[name].limit_s, int(end - time.monotonic()))
+        part = PARTS[name]
+        if part.reads_text and tokenizer:
+            part = replace(part, arguments=(*part.arguments, "--tokenizer", str(tokenizer)))
+        left = min(part.limit_s, int(end - time.monotonic()))
         if left < 1:
             print(f"== {name}: left out, {WHOLE_S} s are over", flush=True)
             continue
-        print(f"== {name}: {PARTS[name].about} (at most {left} s)", flush=True)
-        now["parts"][name] = run(PARTS[name], left)
+        print(f"== {name}: {part.about} (at most {left} s)", flush=True)
+        now["parts"][name] = run(part, left)
         print(f"== {name}: {now['parts'][name]['state']} after {now['parts'][name]['seconds']} s", flush=True)
         document.write(out, document.merge(before, now))
     return out
@@ -68,8 +74,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the part ends with us
     out = given.out
     if not given.show:
-        part.need_gpu()
-        out = measure(given.parts or list(PARTS), given.commit, given.out)
+        need_gpu()
+        out = measure(given.parts or list(PARTS), given.commit, given.out, given.tokenizer)
     found = document.read(out)
     if not found:
         raise SystemExit("Error: nothing was measured.")

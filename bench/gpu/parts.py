@@ -30,6 +30,7 @@ class Part:
     limit_s: int
     about: str
     arguments: tuple[str, ...] = ()
+    reads_text: bool = False  # and so takes --tokenizer FILE
 
 
 # In the order of a whole run, which ends after 8 minutes even where each part uses its limit up.
@@ -42,9 +43,11 @@ PARTS: dict[str, Part] = {
     "memory": Part("bench.gpu.memory", 80, "planned and measured bytes of three models in five budgets"),
     "start": Part("bench.gpu.start", 60, "from `lodger up` to three models that have answered"),
     "sleep": Part("bench.gpu.sleep", 40, "a model that sleeps and wakes"),
+    "http": Part("bench.gpu.http", 70, "chats through HTTP beside the engine alone", ("--streams", "8", "128"), True),
     "soak": Part("bench.gpu.soak", 70, "20,000 mixed requests, and what the card holds before and after"),
     "w8a16": Part("bench.gpu.w8a16", 30, "products with weights of one byte"),
     "attention": Part("bench.gpu.attention", 30, "attention of one layer"),
+    "checks": Part("bench.gpu.checks", 120, "every kernel against float32: the tests that need a GPU"),
 }
 
 

@@ -22,6 +22,7 @@ BFLOAT16_TARGETS = {1: 310, 8: 2_200, 32: 7_500, 128: 14_000, 256: 17_500}
 INT8_TARGETS = {1: 480}
 ENCODER_TARGET = 750  # k tok/s
 LANES_P99_MS, LANES_EMBEDDED = 7, 317  # k tok/s
+HTTP_SHARE, HTTP_STREAMS = 0.9, 128
 PLAN_PERCENT = 3
 GIB = 2**30
 
@@ -158,6 +159,14 @@ def _soak(raw: Raw, beside: Beside) -> Iterator[Row]:
     )
 
 
+def _http(raw: Raw, beside: Beside) -> Iterator[Row]:
+    """The limit is what the engine makes of the same requests in a process without HTTP."""
+    for row in raw["rows"]:
+        alone = row["alone"]["tok_s"]
+        target = HTTP_SHARE * alone if row["streams"] == HTTP_STREAMS else None
+        yield Row(f"{row['streams']} chats through HTTP", row["http"]["tok_s"], "tok/s", alone, target=target)
+
+
 def _memory(raw: Raw, beside: Beside) -> Iterator[Row]:
     """How far what is held is from what was planned, of all of it and of the part that is furthest off."""
     for budget, row in raw["budgets"].items():
@@ -201,6 +210,12 @@ def _elements(product: str) -> int:
     return rows * columns
 
 
+def _checks(raw: Raw, beside: Beside) -> Iterator[Row]:
+    failed = raw["outcomes"].get("failed", 0)
+    passed = raw["outcomes"].get("passed", 0)
+    yield Row(f"kernels against float32: failures beside {passed} passes", failed, "", target=0, less=True)
+
+
 def _sleep(raw: Raw, beside: Beside) -> Iterator[Row]:
     rounds = raw["model"]["rounds"]
     yield Row("7.5 GiB asleep after", _median(rounds, "sleep"), "s", less=True)
@@ -218,10 +233,12 @@ READERS: dict[str, Reader] = {
     "decode-int8": _int8,
     "encode": _encode,
     "lanes": _lanes,
+    "http": _http,
     "memory": _memory,
     "soak": _soak,
     "start": _start,
     "attention": _attention,
     "w8a16": _w8a16,
     "sleep": _sleep,
+    "checks": _checks,
 }
