@@ -7,8 +7,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lodger import toolchain
+from lodger.errors import MissingDependency
 from lodger.runtime import quantised
 from lodger.runtime.kernels.product_tiling import MOST_TILES, MOST_TOKENS, tile_for
+from lodger.runtime.precision import precision, with_int8
 from lodger.runtime.quantised import quantise
 
 CPU = torch.device("cpu")
@@ -83,3 +86,13 @@ def test_a_cut_shares_no_more_tiles_than_are_counted_and_gives_each_program_work
         assert -(-rows // tile.rows) * -(-tokens // tile.tokens) <= MOST_TILES
         assert tile.splits * tile.columns <= columns
         assert tile.splits * -(-rows // tile.rows) * -(-tokens // tile.tokens) <= 4 * processors
+
+
+def test_weights_of_a_byte_need_what_builds_our_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    card = torch.device("cuda:0")
+    dense = precision("bfloat16", card)
+    monkeypatch.setattr(toolchain, "missing", lambda: ["a C compiler (gcc or clang)"])
+    with pytest.raises(MissingDependency, match=r"int8 weights need a C compiler \(gcc or clang\)"):
+        with_int8(dense, card)
+    monkeypatch.setattr(toolchain, "missing", list)
+    assert with_int8(dense, card).int8

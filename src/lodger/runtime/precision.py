@@ -51,6 +51,7 @@ def with_int8(dense: Precision, device: torch.device) -> Precision:
 
     Raises:
         Unsupported: not on this device, or not with this dtype.
+        MissingDependency: the kernels cannot be built.
     """
     if device.type != "cuda":
         raise Unsupported("int8 weights need a GPU.", hint=_WITHOUT, param="quantization")
@@ -60,6 +61,7 @@ def with_int8(dense: Precision, device: torch.device) -> Precision:
             hint=_WITHOUT,
             param="quantization",
         )
+    _need_kernels("int8")
     return dense._replace(int8=True, tolerance=_INT8_TOLERANCE)
 
 
@@ -73,8 +75,13 @@ def with_int4(dense: Precision, device: torch.device) -> Precision:
     halves = dense.weights in (torch.bfloat16, torch.float16)
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0) or not halves:
         return dense
+    _need_kernels("int4")
+    return dense._replace(int4=True)
+
+
+def _need_kernels(weights: str) -> None:
     if lacking := toolchain.missing():
         raise MissingDependency(
-            f"int4 weights need {' and '.join(lacking)} for our GPU kernels.", hint="Install what is missing."
+            f"{weights} weights need {' and '.join(lacking)} for our GPU kernels.",
+            hint="Install what is missing; `lodger doctor` says how.",
         )
-    return dense._replace(int4=True)
