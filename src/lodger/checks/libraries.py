@@ -126,7 +126,7 @@ def _kernels(lacking: list[str]) -> Check:
         expected="a C compiler and Python's headers, for what starts each kernel",
         hint=(
             f"Debian, Ubuntu: apt install gcc python{python}-dev. RHEL, Fedora: dnf install gcc python{python}-devel. "
-            "conda: conda install -c conda-forge gcc. Without them chats decode much slower, and int8 and int4 are refused."
+            "conda: conda install -c conda-forge gcc. Without them chats are much slower, and int8 and int4 refused."
             if lacking
             else None
         ),
