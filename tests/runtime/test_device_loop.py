@@ -137,10 +137,10 @@ def out_of_memory_for(owner: Any, method: str, bad: Callable[[Any], bool], monke
     """`owner`'s device has no memory for steps with something bad in them."""
     compute = getattr(type(owner), method)
 
-    def guarded(self: Any, step: Any, *rest: Any) -> Any:
+    def guarded(self: Any, step: Any, *rest: Any, **named: Any) -> Any:
         if self is owner and bad(step):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
-        return compute(self, step, *rest)
+        return compute(self, step, *rest, **named)
 
     monkeypatch.setattr(type(owner), method, guarded)
 

@@ -155,7 +155,7 @@ def test_callers_who_want_different_things_share_one_forward(
     alone = [runner.encode([item], [own])[0] for item, own in zip(items, heads, strict=True)]
     forwards: list[int] = []
     by_layer = Runner.by_layer
-    monkeypatch.setattr(Runner, "by_layer", lambda *given: (forwards.append(1), by_layer(*given))[1])
+    monkeypatch.setattr(Runner, "by_layer", lambda *given, **named: (forwards.append(1), by_layer(*given, **named))[1])
     together = runner.encode(items, heads)
     assert len(forwards) == 1
     for mine, own, wanted in zip(together, alone, heads, strict=True):
@@ -249,10 +249,10 @@ def test_a_request_that_runs_out_of_memory_costs_the_others_nothing(
     model = serve.fresh(inspect_folder(tiny("bge-m3-heads")))
     start = Runner.start
 
-    def guarded(self: Runner, items: Any, heads: Any) -> Any:
+    def guarded(self: Runner, items: Any, heads: Any, *, whole: bool = False) -> Any:
         if any(9 in item.tokens for item in items):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
-        return start(self, items, heads)
+        return start(self, items, heads, whole=whole)
 
     monkeypatch.setattr(Runner, "start", guarded)
 

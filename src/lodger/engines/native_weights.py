@@ -40,6 +40,7 @@ class Weights:
         self._users[uid] = False
         if self._runner is None or any(self._users.values()):
             return
+        self._runner.forget()
         if not (keep and _parked(self._runner)):
             self._runner = None
         trim()

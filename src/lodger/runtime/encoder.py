@@ -91,7 +91,22 @@ class DenseEncoder:
             self.layers = list(pool.map(lambda at: _layer(at, layers[at], placement), range(len(layers))))
 
     def __call__(self, batch: PackedBatch) -> torch.Tensor:
+        """[T, hidden_size]."""
         return finish(self.by_layer(batch, current_plan()))
+
+    def step_size(self, tokens: int) -> int:
+        """At most `tokens`: of texts that `at_once` computes best; 0 where it is no faster than layer by layer."""
+        return 0
+
+    def at_once(self, batch: PackedBatch) -> torch.Tensor | None:
+        """Hidden states that cost the host next to no time, until the next forward; None if that cannot be had."""
+        return None
+
+    def warm_up(self, most: int) -> None:
+        """Get ready for `at_once` of up to `most` tokens."""
+
+    def forget(self) -> None:
+        """Give back what `at_once` keeps: the weights move, or are to sleep."""
 
     def by_layer(self, batch: PackedBatch, plan: AttentionPlan) -> Layers:
         """The forward, with a pause after each layer in which whoever runs it may launch other work."""

@@ -71,6 +71,7 @@ class EncodeLane:
         self._running: deque[_Run] = deque()  # begun, the one that goes on first
         self._launched: deque[_Run] = deque()  # whole; the device computes them or has done so
         self._bypassed = False  # the last micro-step was for an urgent text while another run waited
+        runner.warm_up(step_tokens)
 
     @property
     def runner(self) -> Runner:
@@ -147,10 +148,15 @@ class EncodeLane:
         passing = self._queue.urgent and len(self._running) == 1 and not self._bypassed
         self._bypassed = passing
         if passing or not self._running:
-            tokens = min(budget, self.step_tokens) if self._queue.urgent else self.step_tokens
-            step = self._queue.next_step(tokens)
+            step = self._queue.next_step(self._size(budget))
             return None if step is None else _Run(step)
         return self._running.popleft()
+
+    def _size(self, budget: int) -> int:
+        """Most tokens of a new step: those of the micro-step, unless it is to be cut into layers."""
+        tokens = min(budget, self.step_tokens)
+        at_once = self.runner.step_size(tokens)
+        return at_once or (tokens if self._queue.urgent else self.step_tokens)
 
     def _advance(self, run: _Run) -> None:
         if run.forward is None:
@@ -158,7 +164,8 @@ class EncodeLane:
             if not items:
                 return
             run.step = run.step._replace(items=items)
-            run.forward = self.runner.start(items, [self._open[item.job].heads for item in items])
+            heads = [self._open[item.job].heads for item in items]
+            run.forward = self.runner.start(items, heads, whole=run.layers is None)
         if not run.forward.launch(run.layers):
             self._running.appendleft(run)
             return

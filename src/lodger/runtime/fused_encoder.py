@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from lodger.runtime.attention.base import AttentionPlan
 from lodger.runtime.encoder import DenseEncoder, Layers, Norm, gelu
+from lodger.runtime.encoder_graphs import EncoderGraphs, bucket_within
 from lodger.runtime.kernels.embeddings import embed
 from lodger.runtime.kernels.encoder_attention import attend_texts
 from lodger.runtime.kernels.layer_norm import layer_norm
 from lodger.runtime.kernels.tiling import text_tiles
+from lodger.runtime.layers import Placement
 from lodger.runtime.packed import PackedBatch
 from lodger.runtime.upload import upload
 
@@ -18,6 +22,28 @@ _MOST_HEAD_DIM = 128
 
 class FusedEncoder(DenseEncoder):
     """Computes what `DenseEncoder` computes; in a half precision with an attention of its own."""
+
+    def __init__(self, model: Any, placement: Placement) -> None:
+        super().__init__(model, placement)
+        device, dtype, width = placement.device, placement.precision.compute, len(self.norm.weight)
+        captured = device.type == "cuda" and self.own_attention
+        self._graphs = EncoderGraphs(self.forward, width, dtype, device) if captured else None
+
+    def step_size(self, tokens: int) -> int:
+        return 0 if self._graphs is None else min(bucket_within(tokens), tokens)
+
+    def at_once(self, batch: PackedBatch) -> torch.Tensor | None:
+        if self._graphs is None or not self._graphs.serves(batch):
+            return None
+        return self._graphs.run(batch)
+
+    def warm_up(self, most: int) -> None:
+        if self._graphs is not None:
+            self._graphs.warm_up(most)
+
+    def forget(self) -> None:
+        if self._graphs is not None:
+            self._graphs.forget()
 
     def by_layer(self, batch: PackedBatch, plan: AttentionPlan) -> Layers:
         if not self.own_attention:

@@ -74,33 +74,57 @@ class Runner:
         """
         return self.start(items, heads).rows()
 
-    def start(self, items: Sequence[Item], heads: Sequence[Heads]) -> TextForward:
-        """`encode`, to be launched piece by piece."""
-        return TextForward(self, items, heads)
+    def start(self, items: Sequence[Item], heads: Sequence[Heads], *, whole: bool = False) -> TextForward:
+        """`encode`, to be launched piece by piece, or as a `whole`."""
+        return TextForward(self, items, heads, whole=whole)
 
-    def by_layer(self, batch: PackedBatch) -> Layers:
+    def step_size(self, tokens: int) -> int:
+        """See `DenseEncoder.step_size`."""
+        return self.backbone.step_size(tokens) if isinstance(self.backbone, DenseEncoder) else 0
+
+    def warm_up(self, most: int) -> None:
+        """What steps of up to `most` tokens need is built and loaded."""
+        if isinstance(self.backbone, DenseEncoder):
+            self.backbone.warm_up(most)
+
+    def forget(self) -> None:
+        """Before the weights sleep: give back what was made for faster steps."""
+        if isinstance(self.backbone, DenseEncoder):
+            self.backbone.forget()
+
+    def by_layer(self, batch: PackedBatch, *, whole: bool = False) -> Layers:
         """The forward of whole texts, with a pause after each layer where the backbone knows its layers."""
+        if isinstance(self.backbone, DenseEncoder):
+            hidden = self.backbone.at_once(batch) if whole else None
+            if hidden is not None:
+                return _done(hidden)
         plan = self.attention.plan(batch, None, causal=self.facts.causal)
         if isinstance(self.backbone, DenseEncoder):
             return self.backbone.by_layer(batch, plan)
-        return self._at_once(batch, plan)
+        return self._without_pause(batch, plan)
 
-    def _at_once(self, batch: PackedBatch, plan: AttentionPlan) -> Layers:
+    def _without_pause(self, batch: PackedBatch, plan: AttentionPlan) -> Layers:
         yield from ()
         with attending(plan):
             return self.backbone(batch)
 
 
+def _done(hidden: torch.Tensor) -> Layers:
+    yield from ()
+    return hidden
+
+
 class TextForward:
     """One forward of packed texts and what their heads make of it. On a GPU only `rows` waits for the device."""
 
-    def __init__(self, runner: Runner, items: Sequence[Item], heads: Sequence[Heads]) -> None:
+    @torch.inference_mode()
+    def __init__(self, runner: Runner, items: Sequence[Item], heads: Sequence[Heads], *, whole: bool) -> None:
         wanted = [tuple(map(id, own)) for own in heads]
         order = sorted(range(len(items)), key=wanted.__getitem__)  # texts that want the same lie side by side
         self._groups = [list(group) for _, group in groupby(order, key=wanted.__getitem__)]
         self._items, self._heads = items, heads
         self._batch = pack_items([items[n] for n in order], runner.facts.position_offset, runner.device)
-        self._forward = runner.by_layer(self._batch)
+        self._forward = runner.by_layer(self._batch, whole=whole)
         self.layers = self.left = runner.facts.layers  # in all, and not launched yet
         self._made: list[tuple[list[int], Head]] = []  # texts, and the head whose output for them is in `_outputs`
         self._outputs: list[torch.Tensor] | None = None  # in RAM, once `_done`

@@ -43,7 +43,7 @@ def attend_texts(qkv: torch.Tensor, head_dim: int, tiles: torch.Tensor, scale: f
         ROWS=TEXT_ROWS,
         KEYS=_KEYS,
         num_warps=4,
-        num_stages=2,
+        num_stages=3,
     )
     return out
 

@@ -1,0 +1,137 @@
+"""Whole forwards of an encoder as CUDA graphs: some hundred launches for the price of one.
+
+For each of some numbers of tokens (`BUCKETS`) a forward is captured; one of fewer tokens runs in the next larger
+bucket. All of them, of all models, work in the same memory: only one runs at a time.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from contextlib import suppress
+from functools import cache
+from typing import Any, Protocol
+
+import torch
+
+from lodger.runtime.allocator import capture_stream, capturing, make_workspace
+from lodger.runtime.encoder import Layers, finish
+from lodger.runtime.kernels.tiling import TEXT_ROWS, text_tiles
+from lodger.runtime.packed import PackedBatch
+from lodger.runtime.recovery import is_out_of_memory
+
+# Beside chats a step is cut to a bucket, so they are close together where such steps are.
+BUCKETS: tuple[int, ...] = (64, 128, 256, 384, 512, 768, *range(1024, 3072, 256), 3072, 3584, 4096)
+_SHORT = 32  # tokens of a text: where more of them are shorter, there may not be tiles for all
+_LEAST_TILES = 16
+
+
+class Forward(Protocol):
+    def __call__(self, inputs: torch.Tensor, tiles: torch.Tensor) -> Layers:
+        """See `FusedEncoder.forward`."""
+        ...
+
+
+class EncoderGraphs:
+    """The captured forwards of one model. The addresses of its weights are part of them: `forget` where they move.
+
+    Args:
+        forward: does not keep the host waiting for the device.
+        width: of hidden states.
+    """
+
+    def __init__(self, forward: Forward, width: int, dtype: torch.dtype, device: torch.device) -> None:
+        self._forward, self._device, self._shape, self._dtype = forward, device, (BUCKETS[-1], width), dtype
+        self._captured: dict[int, torch.cuda.CUDAGraph | None] = {}  # None: there was no memory to capture it
+        self._inputs = self._tiles = self._hidden = torch.empty(0)
+
+    def serves(self, batch: PackedBatch) -> bool:
+        """Not too many tokens, nor too many texts of few tokens."""
+        tokens = batch.offsets[-1]
+        if not 0 < tokens <= BUCKETS[-1]:
+            return False
+        size = bucket_for(tokens)
+        count = sum(-(-length // TEXT_ROWS) for length in batch.lengths)
+        return count <= _tiles(size) and self._graph(size) is not None
+
+    def run(self, batch: PackedBatch) -> torch.Tensor:
+        """[T, width]; the next forward overwrites it."""
+        assert batch.stacked is not None
+        tokens = batch.offsets[-1]
+        size = bucket_for(tokens)
+        tiles = text_tiles(batch.lengths)
+        tiles += [(0, 0, 0, 0)] * (_tiles(size) - len(tiles))
+        self._tiles[: len(tiles)].copy_(torch.tensor(tiles, dtype=torch.int32, pin_memory=True), non_blocking=True)
+        self._inputs_of(size)[:, :tokens].copy_(batch.stacked)
+        graph = self._graph(size)
+        assert graph is not None
+        graph.replay()
+        return self._hidden[:tokens]
+
+    def warm_up(self, most: int) -> None:
+        """Capture all forwards of up to `most` tokens now, the largest first, whose memory the others then use."""
+        for size in reversed(BUCKETS[: bisect_left(BUCKETS, most) + 1]):
+            self._graph(size)
+
+    def forget(self) -> None:
+        """Give back what was captured."""
+        self._captured.clear()
+        self._inputs = self._tiles = self._hidden = torch.empty(0)
+
+    def _graph(self, size: int) -> torch.cuda.CUDAGraph | None:
+        if size not in self._captured:
+            try:
+                self._captured[size] = self._capture(size)
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                self._captured[size] = None
+        return self._captured[size]
+
+    @torch.inference_mode()
+    def _capture(self, size: int) -> torch.cuda.CUDAGraph:
+        """After one run of it, so that nothing is compiled or loaded while it is captured."""
+        if not len(self._hidden):
+            self._inputs = torch.zeros(3 * BUCKETS[-1], dtype=torch.int64, device=self._device)
+            self._tiles = torch.zeros(_tiles(BUCKETS[-1]), 4, dtype=torch.int32, device=self._device)
+            self._hidden = torch.zeros(self._shape, dtype=self._dtype, device=self._device)
+        self._step(size)
+        graph = torch.cuda.CUDAGraph()
+        with capturing(), torch.cuda.stream(capture_stream(self._device)):
+            make_workspace()
+            graph.capture_begin(pool=_pool(self._device), capture_error_mode="thread_local")  # others go on meanwhile
+            try:
+                self._step(size)
+            except BaseException:
+                with suppress(RuntimeError):  # of a capture that is invalid by now; what made it so is raised
+                    graph.capture_end()
+                raise
+            graph.capture_end()
+        return graph
+
+    def _step(self, size: int) -> None:
+        self._hidden[:size].copy_(finish(self._forward(self._inputs_of(size), self._tiles[: _tiles(size)])))
+
+    def _inputs_of(self, size: int) -> torch.Tensor:
+        """[3, size]; tokens that nobody sent are whatever they were, and attend to nothing."""
+        return self._inputs[: 3 * size].view(3, size)
+
+
+def bucket_for(tokens: int) -> int:
+    """The smallest that holds them."""
+    return BUCKETS[bisect_left(BUCKETS, tokens)]
+
+
+def bucket_within(tokens: int) -> int:
+    """The largest of no more tokens, or the smallest of all."""
+    return BUCKETS[max(bisect_right(BUCKETS, tokens) - 1, 0)]
+
+
+def _tiles(size: int) -> int:
+    """Tiles of attention in a bucket: those of whole texts, and one more for each that ends in part of a tile."""
+    return -(-size // TEXT_ROWS) + max(size // _SHORT, _LEAST_TILES)
+
+
+@cache
+def _pool(device: torch.device) -> Any:
+    """The memory of all graphs of encoders on a device."""
+    return torch.cuda.graph_pool_handle()

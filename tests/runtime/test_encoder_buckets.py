@@ -1,0 +1,49 @@
+"""Which captured forward serves which texts."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lodger.runtime.encoder_graphs import BUCKETS, _tiles, bucket_for, bucket_within
+from lodger.runtime.kernels.tiling import TEXT_ROWS, text_tiles
+
+tokens = st.integers(1, BUCKETS[-1])
+
+
+@given(tokens)
+def test_a_step_runs_in_the_smallest_bucket_that_holds_it(count: int) -> None:
+    size = bucket_for(count)
+    assert size in BUCKETS
+    assert count <= size
+    assert all(other < count for other in BUCKETS if other < size)
+
+
+@given(tokens)
+def test_a_step_of_a_buckets_size_wastes_nothing(count: int) -> None:
+    size = bucket_within(count)
+    assert size in BUCKETS
+    assert size <= count or size == BUCKETS[0]
+    assert bucket_for(size) == size
+
+
+@given(tokens)
+def test_no_bucket_is_much_larger_than_its_step(count: int) -> None:
+    assert bucket_for(count) <= max(64, 2 * count)
+    assert count < 1024 or bucket_for(count) < 1.25 * count + 1
+
+
+@given(st.lists(st.integers(1, 300), min_size=1, max_size=60))
+def test_tiles_cover_every_token_of_every_text_once(lengths: list[int]) -> None:
+    covered = []
+    for first, end, start, _ in text_tiles(lengths):
+        assert start <= first < end
+        covered += range(first, min(first + TEXT_ROWS, end))
+    assert covered == list(range(sum(lengths)))
+
+
+@given(st.lists(st.integers(32, 512), min_size=1, max_size=40))
+def test_texts_of_common_lengths_always_have_tiles_enough(lengths: list[int]) -> None:
+    total = sum(lengths)
+    if total <= BUCKETS[-1]:
+        assert len(text_tiles(lengths)) <= _tiles(bucket_for(total))
