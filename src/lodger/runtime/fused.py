@@ -16,7 +16,8 @@ from lodger.runtime.attention.base import AttentionPlan
 from lodger.runtime.attention.paged import DecodePlan, PagedPlan
 from lodger.runtime.context import current_plan
 from lodger.runtime.decoder import DenseDecoder, Layer, Linear, Norm
-from lodger.runtime.kernels import one_token
+from lodger.runtime.kernels import few_tokens, one_token
+from lodger.runtime.kernels.few_tokens_tiling import MOST_FEW
 from lodger.runtime.kernels.norm import rms_norm
 from lodger.runtime.kernels.one_token import Matrix
 from lodger.runtime.kernels.rotary import rotate_and_store
@@ -53,6 +54,8 @@ class FusedDecoder(DenseDecoder):
         attend = _attention(self, current_plan(), cos, sin)
         if len(residual) == 1 and self._matrices:
             return self._one_token(residual, attend)
+        if len(residual) <= MOST_FEW and self._matrices:
+            return self._few_tokens(residual, attend)
         x = rms_norm(residual, self.layers[0].before_attention.weight, self.layers[0].before_attention.epsilon)
         for layer, following in zip(self.layers, [*self.layers[1:], None], strict=True):
             hidden = layer.out(attend(layer, layer.qkv(x)).flatten(1))
@@ -67,6 +70,16 @@ class FusedDecoder(DenseDecoder):
             active = one_token.product(residual, own.gate_up, _numbers(layer.before_mlp), gated=True)
             one_token.product(active, own.down, residual=residual)
         return rms_norm(residual, *_numbers(self.norm))
+
+    def _few_tokens(self, residual: torch.Tensor, attend: Attend) -> torch.Tensor:
+        norms = [*(layer.before_attention for layer in self.layers[1:]), self.norm]
+        x = rms_norm(residual, *_numbers(self.layers[0].before_attention))
+        for layer, own, following in zip(self.layers, self._matrices, norms, strict=True):
+            attended = attend(layer, few_tokens.product(x, own.qkv)).flatten(1)
+            x = _add(residual, few_tokens.product(attended, own.out, ahead=True), layer.before_mlp)
+            active = few_tokens.product(x, own.gate_up, gated=True)
+            x = _add(residual, few_tokens.product(active, own.down), following)
+        return x
 
 
 def _numbers(norm: Norm) -> tuple[torch.Tensor, float]:

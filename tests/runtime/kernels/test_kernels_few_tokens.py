@@ -7,7 +7,8 @@ import torch
 from attention_cases import TOLERANCE, far
 from torch.nn.functional import silu
 
-from lodger.runtime.kernels import one_token
+from lodger.runtime.kernels import few_tokens, one_token
+from lodger.runtime.kernels.few_tokens_tiling import tile_for
 from lodger.runtime.kernels.one_token import Matrix, Share
 
 Where = tuple[torch.device, torch.dtype]
@@ -78,3 +79,16 @@ def test_launches_that_begin_early_read_what_the_last_one_wrote(where: Where) ->
             expected = exact(normed(found, torch.ones_like(x[0])), own, gated=False)
             assert far(step, expected) < TOLERANCE[where[1]]
             found = step
+
+
+@pytest.mark.parametrize("int8", [True, False], ids=["int8", "dense"])
+@pytest.mark.parametrize("gated", [True, False], ids=["gated", "whole"])
+@pytest.mark.parametrize("processors", [1, 8], ids=["alone", "shared"])
+@pytest.mark.parametrize("tokens", [2, 8, 13, 32])
+def test_few_tokens(tokens: int, processors: int, gated: bool, int8: bool, where: Where) -> None:
+    own, x = matrix(where, 140, 1100, int8=int8, biased=tokens != 8), random(where, tokens, 1100)
+    tile = tile_for(tokens, 70 if gated else 140, 1100, processors)
+    assert (tile.splits > 1) == (processors == 8)
+    expected = exact(x, own, gated=gated)
+    assert far(few_tokens.product(x, own, gated=gated, tile=tile), expected) < TOLERANCE[where[1]]
+    assert far(few_tokens.product(x, own, gated=gated, ahead=True), expected) < TOLERANCE[where[1]]

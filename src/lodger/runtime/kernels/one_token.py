@@ -117,7 +117,7 @@ def _product(
     second = first + rows.to(tl.int64) * columns
     if AHEAD > 0 and EARLY:
         begin = tl.minimum(tl.program_id(0) * ROWS, tl.maximum(rows - ROWS, 0)).to(tl.int64) * columns
-        ask_for((weight + begin).to(tl.int64) + tl.arange(0, THREADS) * AHEAD, THREADS, AHEAD)
+        ask_for((weight + begin).to(tl.int64) + tl.arange(0, THREADS) * AHEAD, AHEAD, THREADS)
     w = _read(first, 0, columns, COLUMNS)
     if GATED:
         u = _read(second, 0, columns, COLUMNS)

@@ -44,12 +44,12 @@ def wait_for_last(EARLY: tl.constexpr):
 
 
 @triton.jit
-def ask_for(place, PIECES: tl.constexpr, BYTES: tl.constexpr):
-    """What lies at each of PIECES places comes into L2, BYTES of it; both are multiples of 16. From Hopper on."""
+def ask_for(place, bytes, PIECES: tl.constexpr):
+    """Of what lies at each of PIECES addresses `bytes` come into L2; both are multiples of 16. From Hopper on."""
     tl.inline_asm_elementwise(
         "cp.async.bulk.prefetch.L2.global [$1], $2; mov.u32 $0, 0;",
         "=r,l,r",
-        [place.to(tl.int64), tl.full([PIECES], BYTES, tl.int32)],
+        [place.to(tl.int64), tl.zeros([PIECES], tl.int32) + bytes],
         dtype=tl.int32,
         is_pure=False,
         pack=1,

@@ -154,13 +154,13 @@ def _attend(
     LEAST: tl.constexpr, SPLITS: tl.constexpr, WINDOWED: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     let_next_begin(EARLY)
-    wait_for_last(EARLY)
     kv_head, tile, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     token = tl.load(records + tile * 4)
     count = tl.load(records + tile * 4 + 1)
     first = tl.load(records + tile * 4 + 2)
     sequence = tl.load(records + tile * 4 + 3)
     begin, end, share = _keys_of(first, count, window, tl.num_programs(2), KEYS, LEAST, WINDOWED)
+    wait_for_last(EARLY)  # what made the records ended long ago: not every launch since then began early
     start = begin + split * share
     if (count == 0) | (start >= end):
         return

@@ -1,0 +1,42 @@
+"""How a product of few tokens is cut: decisions over numbers, without Triton."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from lodger.runtime.kernels.product_tiling import MOST_TILES
+
+MOST_FEW = 32  # tokens; beyond these other kernels win
+
+
+class Tile(NamedTuple):
+    """One program's share of a product."""
+
+    tokens: int
+    rows: int  # of the weight
+    columns: int  # read at a time
+    splits: int  # programs that share the columns
+    warps: int
+    stages: int  # of reads in flight
+
+
+class _Cut(NamedTuple):
+    tile: Tile
+    programs: int  # for each processor, as many as share the columns of the tiles
+
+
+_CUTS = {
+    8: _Cut(Tile(8, 64, 128, 1, 2, 4), 1),
+    16: _Cut(Tile(16, 64, 128, 1, 2, 4), 1),
+    32: _Cut(Tile(32, 64, 128, 1, 2, 3), 2),
+}
+_LEAST_STEPS = 2  # reads that a program is worth
+
+
+def tile_for(tokens: int, rows: int, columns: int, processors: int) -> Tile:
+    """How up to MOST_FEW tokens times a weight [rows, columns] are cut for a card of `processors` multiprocessors."""
+    tile, programs = _CUTS[next(most for most in _CUTS if tokens <= most)]
+    tiles = -(-rows // tile.rows)
+    steps = -(-columns // tile.columns)
+    wanted = programs * processors // tiles if tiles <= MOST_TILES else 1
+    return tile._replace(splits=max(1, min(wanted, steps // _LEAST_STEPS)))
