@@ -5,20 +5,28 @@ min-p. Presence and frequency penalties are OpenAI's: they count generated token
 
 A random choice takes one number in 0..1 from its sequence's own generator and looks it up in the cumulative
 distribution, so a seed gives the same text whatever else is in the batch.
+
+On a GPU that runs our kernels `kernels.sampling` does the same for all rows in three launches. What is here is the
+reference, and serves everywhere else.
 """
 
 from __future__ import annotations
 
 import random
+from array import array
 from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import torch
 
-from lodger.runtime.upload import upload
+from lodger.runtime.attention import runs_kernels
+from lodger.runtime.upload import staged, upload
 from lodger.tasks import SamplingParams
 
 AT_ONCE = 32  # rows at a time that are not simply the best token: their float32 copies bound the memory of a step
+_SMALLEST_TOP_P = 1e-9  # keeps the best token and what is equal to it
 _PROMPT = 1 << 30  # beyond every count of generated tokens
 _PREFILTER = 1024  # candidates looked at first for top-p; all of them where these do not hold enough probability
 
@@ -61,6 +69,7 @@ class Sampler:
     def __init__(self, rules: Rules, seed: int | None, prompt: Sequence[int], vocab_size: int, device: torch.device):
         self.rules = rules
         self.plain = rules.greedy and not rules.penalises  # simply the best token
+        self._fixed = _numbers(rules, vocab_size)
         self._random = random.Random(seed)
         self._drawn: float | None = None  # for the token that is not accepted yet
         self.memory: torch.Tensor | None = None  # [vocab_size] int32: times generated, and _PROMPT if in the prompt
@@ -75,11 +84,27 @@ class Sampler:
             self._drawn = self._random.random()
         return self._drawn
 
-    def accept(self, token: torch.Tensor) -> None:
+    def numbers(self) -> tuple[float, ...]:
+        """What a kernel wants to know (`kernels.sampling.draw`): rules of which the best token is drawn if `greedy`."""
+        return (*self._fixed, 0.0 if self.rules.greedy else self.draw())
+
+    def remember(self, token: torch.Tensor) -> None:
         """`token` [1] was chosen."""
-        self._drawn = None
         if self.memory is not None:
             self.memory.index_add_(0, token, self._one)
+
+    def accept(self) -> None:
+        """What was drawn is used up."""
+        self._drawn = None
+
+
+def _numbers(rules: Rules, vocab_size: int) -> tuple[float, ...]:
+    if rules.greedy:
+        shape = (1.0, 1.0, 1.0, 0.0)
+    else:
+        top_k = float(min(rules.top_k, vocab_size))
+        shape = (rules.temperature, max(rules.top_p, _SMALLEST_TOP_P), top_k, min(rules.min_p, 1.0))
+    return (*shape, rules.repetition_penalty, rules.presence_penalty, rules.frequency_penalty)
 
 
 def sample(logits: torch.Tensor, samplers: Sequence[Sampler]) -> list[int]:
@@ -92,15 +117,20 @@ def sample(logits: torch.Tensor, samplers: Sequence[Sampler]) -> list[int]:
 
 @torch.inference_mode()
 def accept(chosen: torch.Tensor, samplers: Sequence[Sampler]) -> None:
-    """Tell the samplers what `choose` chose, once nothing of the step can fail any more. Allocates nothing."""
-    for n, sampler in enumerate(samplers):
-        if not sampler.plain:
-            sampler.accept(chosen[n : n + 1])
+    """Tell the samplers what `choose` chose, once nothing else of the step can fail. Where this does, none was told."""
+    remembering = [n for n, sampler in enumerate(samplers) if sampler.memory is not None]
+    if remembering and (kernels := _kernels(chosen.device)):
+        kernels.count(chosen, _places(remembering, samplers, chosen.device))
+    else:
+        for n in remembering:
+            samplers[n].remember(chosen[n : n + 1])
+    for sampler in samplers:
+        sampler.accept()
 
 
 @torch.inference_mode()
 def choose(logits: torch.Tensor, samplers: Sequence[Sampler], best: torch.Tensor | None = None) -> torch.Tensor:
-    """The next token of each row. Nothing waits for a GPU, but for rows with top-p and without top-k.
+    """The next token of each row. Nothing waits for a GPU that runs our kernels.
 
     Args:
         logits: [rows, vocab_size].
@@ -112,11 +142,38 @@ def choose(logits: torch.Tensor, samplers: Sequence[Sampler], best: torch.Tensor
     """
     chosen = logits.argmax(dim=-1) if best is None else best
     others = [n for n, sampler in enumerate(samplers) if not sampler.plain]
+    if others and (kernels := _kernels(logits.device)):
+        rules = _rules(others, samplers, logits.device)
+        kernels.draw(logits, rules, _places(others, samplers, logits.device), chosen)
+        return chosen
     for start in range(0, len(others), AT_ONCE):
         rows = others[start : start + AT_ONCE]
         own, at = [samplers[n] for n in rows], upload(rows, torch.int64, logits.device)
         chosen[at] = _choose(logits[at].float(), own)
     return chosen
+
+
+@cache
+def _kernels(device: torch.device) -> Any:
+    """`kernels.sampling` where it runs."""
+    return import_module("lodger.runtime.kernels.sampling") if runs_kernels(device) else None
+
+
+def _rules(rows: Sequence[int], samplers: Sequence[Sampler], device: torch.device) -> torch.Tensor:
+    """[rows, numbers] float32: of some of the samplers what the kernels want to know."""
+    flat = array("f")
+    for n in rows:
+        flat.extend(samplers[n].numbers())
+    return staged(flat, torch.float32, device).to(device, non_blocking=True).view(len(rows), -1)
+
+
+def _places(rows: Sequence[int], samplers: Sequence[Sampler], device: torch.device) -> torch.Tensor:
+    """[rows, 2] int64: which row of the logits, and the address of its memory."""
+    flat = array("q")
+    for n in rows:
+        memory = samplers[n].memory
+        flat.extend((n, 0 if memory is None else memory.data_ptr()))
+    return staged(flat, torch.int64, device).to(device, non_blocking=True).view(len(rows), 2)
 
 
 def _choose(logits: torch.Tensor, samplers: Sequence[Sampler]) -> torch.Tensor:
