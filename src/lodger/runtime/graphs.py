@@ -7,8 +7,9 @@ step of fewer rows runs in the next larger bucket. All graphs share one pool of 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -55,7 +56,7 @@ class DecodeGraphs:
         self._cache, self._device, self._latest = cache, runner.device, latest
         self.buckets = buckets(len(latest))
         most, width = len(latest), min(cache.blocks, -(-runner.facts.context_length // cache.block_size))
-        self._width = width
+        self.width = width  # blocks of the longest sequence that fits
         self._inputs = StepInputs(most, width, cache.block_size, self._device)
         self._tokens = torch.zeros(most, dtype=torch.int64, device=self._device)
         self._records = torch.zeros(most, 4, dtype=torch.int32, device=self._device)
@@ -72,26 +73,12 @@ class DecodeGraphs:
 
         Each step runs once before, so that nothing is compiled, loaded or allocated for good while it is captured.
         """
-        pool = torch.cuda.graph_pool_handle()
+        self.pool = torch.cuda.graph_pool_handle()
         with own_counters(self._device) as self._counters:
             for size in reversed(self.buckets):
                 self._inputs.send([], size, {})
                 self._step(runner, size)
-                self._graphs[size] = self._captured(runner, size, pool)
-
-    def _captured(self, runner: Runner, size: int, pool: Any) -> torch.cuda.CUDAGraph:
-        graph = torch.cuda.CUDAGraph()
-        with capturing(), torch.cuda.stream(capture_stream(self._device)):
-            make_workspace()
-            graph.capture_begin(pool=pool, capture_error_mode="thread_local")  # other models go on meanwhile
-            try:
-                self._step(runner, size)
-            except BaseException:
-                with suppress(RuntimeError):  # of a capture that is invalid by now; what made it so is raised
-                    graph.capture_end()
-                raise
-            graph.capture_end()
-        return graph
+                self._graphs[size] = captured(partial(self._step, runner, size), self.pool, self._device)
 
     def rest(self) -> None:
         """Until `resume` no step runs, and the largest part of what they need is given back."""
@@ -110,7 +97,7 @@ class DecodeGraphs:
         """One token of each row, not too many rows, none of them too long."""
         if step.lane != "decode" or len(step.rows) > self.buckets[-1]:
             return False
-        return max([len(row.blocks) for row in step.rows]) <= self._width
+        return max([len(row.blocks) for row in step.rows]) <= self.width
 
     def run(self, step: GenerateStep, sources: Mapping[int, int]) -> Output:
         """
@@ -137,3 +124,19 @@ class DecodeGraphs:
         elif runner.lm_head is not None:
             logits.copy_(runner.lm_head(hidden))
         self._latest[:rows].copy_(logits.argmax(dim=-1))
+
+
+def captured(step: Callable[[], None], pool: Any, device: torch.device) -> torch.cuda.CUDAGraph:
+    """What `step` launches, which it has done once before. Its memory is in `pool`."""
+    graph = torch.cuda.CUDAGraph()
+    with capturing(), torch.cuda.stream(capture_stream(device)):
+        make_workspace()
+        graph.capture_begin(pool=pool, capture_error_mode="thread_local")  # other models go on meanwhile
+        try:
+            step()
+        except BaseException:
+            with suppress(RuntimeError):  # of a capture that is invalid by now; what made it so is raised
+                graph.capture_end()
+            raise
+        graph.capture_end()
+    return graph

@@ -23,6 +23,7 @@ from lodger.runtime.upload import upload
 from lodger.sched.step import GenerateStep, Row
 
 if TYPE_CHECKING:
+    from lodger.runtime.chunk_graphs import ChunkGraphs
     from lodger.runtime.graphs import DecodeGraphs
 
 
@@ -56,6 +57,7 @@ class Stepper:
         self._latest = torch.zeros(most, dtype=torch.int64, device=runner.device)  # what the last step chose
         self._places: dict[int, int] = {}  # sequence -> where its token is in there
         self._graphs = _graphs(runner, cache, self._latest)
+        self._chunks = _chunks(runner, cache, self._graphs)
 
     @torch.inference_mode()
     def warm_up(self, step_tokens: int) -> None:
@@ -116,7 +118,7 @@ class Stepper:
             logits, best = self._graphs.run(step, self._places)
             chosen = choose(logits, samplers, best)
         else:
-            hidden = self._runner.ends(self._pack(step.rows), sampled, self._cache)
+            hidden = self._ends(self._pack(step.rows), sampled)
             chosen = self._latest[: len(sampled)]
             chosen.copy_(self._choose(hidden, samplers))
         done = torch.cuda.Event() if self._on_gpu else None  # type: ignore[no-untyped-call]
@@ -126,6 +128,13 @@ class Stepper:
         accept(chosen, samplers)
         self._places = {step.rows[n].sequence: place for place, n in enumerate(sampled)}
         return Launched(step, found, done)
+
+    def _ends(self, batch: PackedBatch, wanted: Sequence[int]) -> torch.Tensor:
+        """Hidden states of the last tokens of some of the batch's sequences."""
+        if self._chunks is not None and self._chunks.serves(batch):
+            last = upload([batch.offsets[n + 1] - 1 for n in wanted], torch.int64, self._runner.device)
+            return self._chunks.run(batch).index_select(0, last)
+        return self._runner.ends(batch, wanted, self._cache)
 
     def _choose(self, hidden: torch.Tensor, samplers: Sequence[Sampler]) -> torch.Tensor:
         """The next token of each row of hidden states. A GPU has memory for the logits of some rows at a time."""
@@ -157,3 +166,11 @@ def _graphs(runner: Runner, cache: KVCache, latest: torch.Tensor) -> DecodeGraph
     from lodger.runtime.graphs import DecodeGraphs
 
     return DecodeGraphs(runner, cache, latest)
+
+
+def _chunks(runner: Runner, cache: KVCache, graphs: DecodeGraphs | None) -> ChunkGraphs | None:
+    if graphs is None:
+        return None
+    from lodger.runtime.chunk_graphs import ChunkGraphs
+
+    return ChunkGraphs(runner, cache, graphs)

@@ -68,6 +68,33 @@ def test_a_graph_computes_what_single_launches_do(count: int, runner: Runner) ->
     assert far(caches[0].tensor, caches[1].tensor) < runner.precision.tolerance
 
 
+@torch.inference_mode()
+def test_a_captured_chunk_computes_what_single_launches_do(runner: Runner) -> None:
+    """Prompts that begin, go on and end in steps of several sequences, of sizes that leave some of a graph unused."""
+    from lodger.runtime.chunk_graphs import SEQUENCES, SIZES, ChunkGraphs
+    from lodger.runtime.graphs import DecodeGraphs
+
+    caches = [KVCache(runner.facts, 40 * SEQUENCES, 16, runner.precision.compute, CUDA) for _ in "ab"]
+    decode = DecodeGraphs(runner, caches[0], torch.zeros(8, dtype=torch.int64, device=CUDA))
+    graphs = ChunkGraphs(runner, caches[0], decode)
+    tokens = [torch.randint(3, runner.facts.vocab_size, (600,)).tolist() for _ in range(SEQUENCES)]
+    at = [0] * SEQUENCES
+    for step in ([64], [3, 50], [1] * SEQUENCES, [SIZES[-1]], [17, 0, 9, 30], [32] * SEQUENCES, [0, 0, 200, 1]):
+        rows = []
+        for n, count in enumerate(step):
+            if count:
+                blocks = tuple(range(40 * n, 40 * n + (at[n] + count + 15) // 16))
+                rows.append(Row(n, tuple(tokens[n][at[n] : at[n] + count]), at[n], blocks, True))
+                at[n] += count
+        batch = pack_rows(rows, 16, CUDA)
+        assert graphs.serves(batch)
+        found = graphs.run(batch).clone()
+        assert far(found, runner.hidden(batch, caches[1])) < runner.precision.tolerance
+    assert far(caches[0].tensor, caches[1].tensor) < runner.precision.tolerance
+    long = Row(0, tuple(tokens[0][: SIZES[-1] + 1]), 0, tuple(range(20)), True)
+    assert not graphs.serves(pack_rows([long], 16, CUDA))
+
+
 def chat(runner: Runner, most: int, prompts: int) -> dict[int, list[Made]]:
     """Everything that chats of many kinds are told, through a lane that is driven as the device's thread drives it."""
     lane = GenerateLane("m", runner, KVCache(runner.facts, most, 16, runner.precision.compute, CUDA), 256)
@@ -100,7 +127,7 @@ def chat(runner: Runner, most: int, prompts: int) -> dict[int, list[Made]]:
 def test_chats_end_as_they_should(blocks: int, runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rounding differs between the two, so what can be told is compared: how many tokens, how they end."""
     found = chat(runner, blocks, 24)
-    monkeypatch.setattr(stepper, "_graphs", lambda *given: None)
+    monkeypatch.setattr(stepper, "_graphs", lambda *given: None)  # nor captured chunks
     expected = chat(runner, blocks, 24)
     for n, made in found.items():
         assert not any(one.error for one in made)

@@ -114,13 +114,14 @@ class DecodePlan:
     """One new token of each sequence, all of it in tensors that a captured step finds at the same addresses.
 
     Args:
-        slots: [rows]; negative in rows that stand for no sequence.
-        records: [rows, 4] int32, see `Tiles`; without tokens in such rows.
-        table: [rows or more, blocks] int32.
+        slots: [tokens]; negative where one stands for no sequence.
+        records: [tiles, 4] int32, see `Tiles`; those that stand for no sequence are without tokens.
+        table: [sequences, blocks] int32.
         heads: of queries.
     """
 
     only_cached = True
+    _shape = staticmethod(decode_shape)
 
     def __init__(
         self,
@@ -133,8 +134,8 @@ class DecodePlan:
     ) -> None:
         self.cache, self.slots = cache, slots
         block_size, kv_heads, dim = cache.shape[3:]
-        shape = decode_shape(heads // kv_heads, dim)
-        splits = splits_for(len(slots) * kv_heads, table.shape[1] * block_size, shape.least, processors)
+        shape = self._shape(heads // kv_heads, dim)
+        splits = splits_for(len(records) * kv_heads, table.shape[1] * block_size, shape.least, processors)
         self._tiles = Tiles(records, table, shape, splits)
 
     def attend(
@@ -154,6 +155,12 @@ class DecodePlan:
         out = torch.empty_like(query)
         attend(query, self.cache, layer, self._tiles, out, scale, window)
         return out
+
+
+class ChunkPlan(DecodePlan):
+    """The same for chunks of sequences, which `records` cuts into tiles of `chunk_shape`."""
+
+    _shape = staticmethod(chunk_shape)
 
 
 def _runs(batch: PackedBatch) -> Iterator[tuple[int, ...]]:
