@@ -12,6 +12,7 @@ import torch
 from torch.nn.functional import linear, normalize
 
 from lodger.catalogue.facts import Pooling
+from lodger.runtime.upload import upload
 
 _LEAST_NORM = 1e-12  # as in torch.nn.functional.normalize
 
@@ -61,9 +62,9 @@ def pool(hidden: torch.Tensor, offsets: tuple[int, ...], how: Pooling) -> torch.
         how: the first token's state ("cls"), the last one's, or the mean of all.
     """
     if how == "mean":
-        return torch.segment_reduce(hidden.float(), "mean", lengths=_lengths(offsets, hidden.device), axis=0)
+        return _reduced(hidden.float(), "mean", _lengths(offsets, hidden.device))
     at = offsets[:-1] if how == "cls" else [end - 1 for end in offsets[1:]]
-    return hidden.index_select(0, torch.tensor(at, device=hidden.device)).float()
+    return hidden.index_select(0, upload(at, torch.int64, hidden.device)).float()
 
 
 class EmbeddingHead(_OneRow):
@@ -90,7 +91,7 @@ class ClassifierHead(_OneRow):
         self._classifier = model.classifier
 
     def __call__(self, hidden: torch.Tensor, offsets: tuple[int, ...]) -> torch.Tensor:
-        first = hidden.index_select(0, torch.tensor(offsets[:-1], device=hidden.device))[:, None]
+        first = hidden.index_select(0, upload(offsets[:-1], torch.int64, hidden.device))[:, None]
         logits: torch.Tensor = self._classifier(first if self._pooler is None else self._pooler(first))
         return logits.float()
 
@@ -138,7 +139,8 @@ class ColbertHead:
     def __call__(self, hidden: torch.Tensor, offsets: tuple[int, ...]) -> torch.Tensor:
         spans = zip(offsets, offsets[1:], strict=False)
         kept = torch.cat([torch.arange(start + 1, end) for start, end in spans])
-        vectors = self._weights(hidden.index_select(0, kept.to(hidden.device)))
+        kept = (kept.pin_memory() if hidden.is_cuda else kept).to(hidden.device, non_blocking=True)
+        vectors = self._weights(hidden.index_select(0, kept))
         return vectors.div_(vectors.norm(dim=-1, keepdim=True).clamp_(min=_LEAST_NORM))
 
     def rows(self, tokens: int) -> int:
@@ -165,10 +167,16 @@ class LateInteraction(_OneRow):
         best = hidden.new_zeros((len(lengths), 1), dtype=torch.float32)
         # So many of the query's vectors at once that the similarities are no larger than the vectors.
         for part in torch.split(self._query, self._colbert.dimensions):
-            most = torch.segment_reduce(vectors @ part.T, "max", lengths=lengths, axis=0)
+            most = _reduced(vectors @ part.T, "max", lengths)
             best += most.sum(dim=1, keepdim=True)
         return best.div_(len(self._query))
 
 
 def _lengths(offsets: tuple[int, ...], device: torch.device) -> torch.Tensor:
-    return torch.tensor([end - start for start, end in zip(offsets, offsets[1:], strict=False)]).to(device)
+    lengths = [end - start for start, end in zip(offsets, offsets[1:], strict=False)]
+    return upload(lengths, torch.int64, device)
+
+
+def _reduced(rows: torch.Tensor, how: str, lengths: torch.Tensor) -> torch.Tensor:
+    """`unsafe`: the sum of the lengths is not read back from the device to be checked."""
+    return torch.segment_reduce(rows, how, lengths=lengths, axis=0, unsafe=True)
