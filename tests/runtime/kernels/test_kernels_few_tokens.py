@@ -48,7 +48,7 @@ def normed(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("int8", [True, False], ids=["int8", "dense"])
 @pytest.mark.parametrize("biased", [True, False], ids=["bias", "plain"])
 @pytest.mark.parametrize("gated", [True, False], ids=["gated", "whole"])
-@pytest.mark.parametrize(("rows", "columns"), [(64, 1024), (70, 700), (2, 96)])
+@pytest.mark.parametrize(("rows", "columns"), [(10, 1024), (6, 700)])
 def test_one_token(rows: int, columns: int, gated: bool, biased: bool, int8: bool, where: Where) -> None:
     own = matrix(where, rows, columns, int8=int8, biased=biased)
     x, weight = random(where, 1, columns), random(where, columns)
