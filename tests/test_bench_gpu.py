@@ -62,7 +62,8 @@ def test_a_row_says_its_share_of_the_limit_and_whether_the_target_is_met() -> No
     time_ = sheet.Row("wake", 0.36, "s", limit=0.15, target=0.5, less=True)
     assert sheet.cells(time_) == ["wake", "0.36 s", "0.15", "42%", "", "≤ 0.50", "yes"]
     assert sheet.cells(sheet.Row("sleep", 0.5, "s"))[2:] == ["", "", "", "", ""]
-    assert sheet.cells(sheet.Row("soak grows by", 0, "bytes", target=0, less=True))[-1] == "yes"
+    soak = sheet.Row("soak grows by", 0, "bytes", target=0, less=True)
+    assert sheet.cells(soak) == ["soak grows by", "0 bytes", "", "", "", "≤ 0", "yes"]
 
 
 def test_the_table_for_a_terminal_and_for_a_page() -> None:
@@ -92,7 +93,9 @@ def raw_parts() -> dict[str, Any]:
     lanes = {"chats alone": {"between_tokens_ms": gaps}, "chats, a book": beside, "chats, a book, reranks": all_three}
     held_at = [{"card": 11 * 2**30}, {"card": 11 * 2**30 + 2**20}]
     streams = [{"streams": n, "alone": {"tok_s": 100.0 * n}, "http": {"tok_s": 91.0 * n}} for n in (8, 128)]
+    budget = {"budget": 11.2, "chats": 128, "rates": [100.0, 9100.0, 9500.0], "held": 11 * 2**30}
     raw = {
+        "budget": budget,
         "checks": {"outcomes": {"passed": 200, "failed": 1}, "failures": ["a test"]},
         "http": {"rows": streams},
         "lanes": {"together": lanes, "apart": {"chats, a book": beside}},
@@ -134,6 +137,8 @@ def test_every_part_is_read_into_rows_beside_its_peers_and_targets() -> None:
     assert (found["128 chats through HTTP"].share, found["128 chats through HTTP"].met) == (0.91, True)
     assert found["8 chats through HTTP"].target is None
     assert found["kernels against float32: failures beside 200 passes"].met is False
+    inside = found["128 chats, three models in 11.2 GiB, int8"]
+    assert (inside.measured, inside.peer, inside.met) == (9500, 4694, True)
     book = found["8 chats beside a book: between tokens, p99"]
     assert (book.measured, book.peer, book.met) == (6.5, 12.28, True)
     assert found["8 chats beside a book: embedded meanwhile"].met

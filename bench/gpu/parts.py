@@ -40,6 +40,7 @@ PARTS: dict[str, Part] = {
     "encode": Part("bench.gpu.encode", 50, "2,048 texts and pairs through XLM-RoBERTa large's shape"),
     "lanes": Part("bench.gpu.lanes", 50, "chats, a book and reranks on one card, in one process and in three"),
     "decode-int8": Part("bench.gpu.decode", 70, "the same chats with weights of one byte", ("--int8",)),
+    "budget": Part("bench.gpu.budget", 45, "128 chats while three models share 11.2 GiB"),
     "memory": Part("bench.gpu.memory", 80, "planned and measured bytes of three models in five budgets"),
     "start": Part("bench.gpu.start", 60, "from `lodger up` to three models that have answered"),
     "sleep": Part("bench.gpu.sleep", 40, "a model that sleeps and wakes"),

@@ -23,6 +23,7 @@ INT8_TARGETS = {1: 480}
 ENCODER_TARGET = 750  # k tok/s
 LANES_P99_MS, LANES_EMBEDDED = 7, 317  # k tok/s
 HTTP_SHARE, HTTP_STREAMS = 0.9, 128
+BUDGET_TARGET = 9_000
 PLAN_PERCENT = 3
 GIB = 2**30
 
@@ -48,7 +49,7 @@ def rows(parts: Raw) -> Iterator[Row]:
 def named_rows(parts: Raw) -> Iterator[tuple[str, Row]]:
     """(part, row)."""
     beside = Beside(rates(parts), json.loads(PEERS.read_text()))
-    for name, part in parts.items():
+    for name, part in sorted(parts.items(), key=lambda item: [*READERS, item[0]].index(item[0])):
         raw = part["result"]
         if not raw:
             continue
@@ -159,6 +160,13 @@ def _soak(raw: Raw, beside: Beside) -> Iterator[Row]:
     )
 
 
+def _budget(raw: Raw, beside: Beside) -> Iterator[Row]:
+    name = f"{raw['chats']} chats, three models in {raw['budget']} GiB, int8"
+    peer = beside.peers["chat"]["in_11.2_gib_tok_s"][str(raw["chats"])]
+    yield Row(name, max(raw["rates"][1:]), "tok/s", peer=peer, target=BUDGET_TARGET)
+    yield Row(f"{name}: held", raw["held"] / GIB, "GiB", target=raw["budget"], less=True)
+
+
 def _http(raw: Raw, beside: Beside) -> Iterator[Row]:
     """The limit is what the engine makes of the same requests in a process without HTTP."""
     for row in raw["rows"]:
@@ -227,18 +235,20 @@ def _median(rounds: list[Raw], key: str) -> float:
     return float(values[len(values) // 2])
 
 
+# In the order in which they are shown.
 READERS: dict[str, Reader] = {
     "limits": _limits,
     "decode": _decode,
     "decode-int8": _int8,
+    "budget": _budget,
     "encode": _encode,
     "lanes": _lanes,
     "http": _http,
     "memory": _memory,
     "soak": _soak,
     "start": _start,
+    "sleep": _sleep,
     "attention": _attention,
     "w8a16": _w8a16,
-    "sleep": _sleep,
     "checks": _checks,
 }

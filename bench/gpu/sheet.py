@@ -55,6 +55,8 @@ def number(value: float | None, digits: int) -> str:
 
 def _digits(value: float) -> int:
     """Three figures that count, and all of those before the point."""
+    if value == 0:
+        return 0
     return 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2
 
 
