@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
 from typing import Any, cast
 
 import psutil
@@ -98,9 +99,9 @@ class PacedEngine:
             dtype="float32", context_length=request.budget.context_length or 4096, memory={}, load_seconds=0
         )
         tokenizer = Tokenizer.load(facts.path)
-        return PacedModel(
-            Serving(request.spec.uid, facts, info, tokenizer, self._loop, self._pool, cast(Any, None), lambda: None)
-        )
+        own = {"uid": request.spec.uid, "facts": facts, "info": info, "tokenizer": tokenizer}
+        missing = dict.fromkeys(field.name for field in fields(Serving))  # of the device
+        return PacedModel(Serving(**cast(Any, missing | own | {"loop": self._loop, "pool": self._pool})))
 
     def used(self) -> int:
         return int(psutil.Process().memory_info().rss)

@@ -18,7 +18,7 @@ MODULES = {
 }
 
 BASE = {"errors", "units", "tasks", "spec", "budget", "service", "settings", "paths", "process", "log", "metrics"}
-BASE |= {"toolchain"}
+BASE |= {"toolchain", "interpreter"}
 VALUES = {"lodger.catalogue.facts", "lodger.plan.values", "lodger.device.view"}  # what `service` is written in
 CONTROL = {"catalogue", "hub", "device", "plan", "text", "ipc", "supervisor", "api", "client", "checks", "config"}
 

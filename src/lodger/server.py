@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from lodger import __version__, log
+from lodger import __version__, interpreter, log
 from lodger.client import ServerRecord, is_loopback, running_server
 from lodger.errors import AlreadyRunning, LodgerError, NotAllowed, PortTaken, SetupProblem
 from lodger.paths import Home
@@ -155,6 +155,7 @@ async def _serve(options: ServerOptions, listener: socket.socket, started: Calla
     server = await asyncio.to_thread(_http_server, service, options, host, port)
     _Stop(server, service).take_signals()
     _write_record(options.home, record)
+    interpreter.settle()
     _log.info("Lodger %s serves at %s.", __version__, record.address)
     started(record)
     try:

@@ -77,7 +77,7 @@ class RerankTask(msgspec.Struct, frozen=True, kw_only=True, tag="rerank"):
     instruction: str | None = None  # what counts as an answer, for rerankers that are told ("yes-no")
 
 
-class Usage(msgspec.Struct, frozen=True):
+class Usage(msgspec.Struct, frozen=True, gc=False):
     """Tokens of one request, counted for that request alone."""
 
     prompt_tokens: int = 0
@@ -88,7 +88,7 @@ class Usage(msgspec.Struct, frozen=True):
         return self.prompt_tokens + self.completion_tokens
 
 
-class Delta(msgspec.Struct, frozen=True, array_like=True):
+class Delta(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One increment of one choice. The last one of the last choice carries `usage` for the whole request."""
 
     index: int = 0  # which of the n choices

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Coroutine
 from typing import Any
 
-from lodger import log
+from lodger import interpreter, log
 from lodger.engines import open_engine
 from lodger.engines.base import Engine
 from lodger.ipc.channel import Channel
@@ -35,6 +35,7 @@ def main() -> None:
     log.setup()
     gateway = socket.socket(fileno=options.fd)
     engine = open_engine(options.engine, options.device)
+    interpreter.settle()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     _run(_serve(gateway, engine))
 
