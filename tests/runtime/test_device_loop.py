@@ -15,7 +15,9 @@ from lodger.catalogue.inspect import inspect_folder
 from lodger.errors import InternalError, OutOfMemory
 from lodger.runtime.device_loop import DeviceLoop
 from lodger.runtime.recovery import run_or_split
+from lodger.runtime.stopwatch import Stopwatch
 from lodger.sched.arbiter import Claim
+from lodger.sched.pace import pause_ms
 from lodger.sched.step import EncodeStep, Item, Lane
 from lodger.tasks import CompletionTask, EmbedTask, SamplingParams, StopRules, Usage
 
@@ -67,6 +69,39 @@ def test_every_chat_gets_its_token_between_any_two_micro_steps() -> None:
     turn = ["a decode", "b decode", "bulk embed"]
     assert journal == turn * 5 + ["bulk embed"] * 3 + ["a closed", "b closed", "bulk closed"]
     assert bulk.budgets == {64, 512}, "small steps beside chats, whole ones else"
+
+
+class Timed(Counted):
+    """Its work takes time by a clock of its own: 4 ms a decode step, 1 ms for 500 tokens of a micro-step."""
+
+    def __init__(self, clock: list[float], *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.clock, self.step_tokens, self.taken = clock, 8192, list[float]()
+
+    def decode(self) -> None:
+        super().decode()
+        self.clock[0] += 4e-3
+
+    def micro_step(self, lane: Lane, budget: int) -> int:
+        self.taken.append(budget / 500)
+        self.clock[0] += budget / 500e3
+        return super().micro_step(lane, budget)
+
+
+def test_micro_steps_beside_chats_are_cut_to_the_time_that_decoding_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(Stopwatch, "mark", lambda self: clock[0])
+    chat, bulk = Timed(clock, "chat", [], "prefill", decodes=30), Timed(clock, "bulk", [], "embed", steps=40)
+    bulk.paced = True
+    loop = DeviceLoop("test")
+    loop.post(lambda: loop._lanes.update(chat=chat, bulk=bulk))
+    while bulk.steps:
+        loop.wait()
+    loop.close()
+    beside = bulk.taken[1:30]
+    assert max(beside) <= pause_ms(4.0) + 1e-3, "only the first is not measured yet"
+    assert min(beside) > 0.95 * pause_ms(4.0), "and the time that is left is used"
+    assert bulk.taken[30:] == [8192 / 500] * 10
 
 
 def test_the_loop_sleeps_without_work_and_says_when_it_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
