@@ -1,19 +1,21 @@
 """Chats of Qwen3-4B's exact shape with random weights, through the lane that serves them, against the card's limit.
 
-    python -m bench.gpu.decode [--int8] [--out FILE]
+    python -m bench.gpu.decode [--int8] [--streams N ...] [--out FILE]
 
-Every stream is a prompt of 256 random tokens and 128 greedy ones. The limit of a step is the bytes of the weights and
-of the keys and values read, over what a copy on the card moves. Last comes one prompt of 8,000 tokens, to its first
-token.
+Every stream is a prompt of 256 random tokens and 128 greedy ones. A step is timed in turns in which all of them decode,
+as the device loop makes them. The limit of a step is the bytes of the weights and of the keys and values read, over
+what a copy on the card moves. Then chats whose tokens are drawn as clients ask for it, and one prompt of 8,000 tokens,
+to its first token.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +32,10 @@ from lodger.runtime.kv import KVCache
 from lodger.runtime.layers import Placement, PlainLinear
 from lodger.runtime.precision import precision, with_int8
 from lodger.runtime.runner import Runner
-from lodger.runtime.sampling import Rules, Sampler
+from lodger.runtime.sampling import Rules, Sampler, accept, choose
 from lodger.runtime.weights import Checkpoint
 from lodger.sched.arbiter import micro_step_tokens
-from lodger.sched.sequence import Sequence
+from lodger.sched.sequence import Sequence as Chat
 from lodger.sched.step import GenerateStep, Row
 
 DEVICE, DTYPE = torch.device("cuda:0"), torch.bfloat16
@@ -42,6 +44,12 @@ LONG = 8000  # tokens of the one long prompt
 MOVED = 3.0e12  # bytes a second, read and written, of a large copy on an H100
 PEERS = {1: 225, 8: 1_645, 32: 5_190, 128: 11_820, 256: 14_540}  # vLLM 0.25.1 on the same kind of card, tokens/s
 STREAMS = (1, 8, 32, 64, 128, 256)
+GREEDY = Rules(temperature=0)
+DRAWN = {  # what clients send: Qwen3's own rules, RAGFlow's penalties beside them, and OpenAI's two alone
+    "top-k": Rules(temperature=0.7, top_p=0.8, top_k=20),
+    "penalties": Rules(temperature=0.7, top_p=0.8, top_k=20, presence_penalty=0.4, frequency_penalty=0.7),
+    "top-p": Rules(temperature=0.1, top_p=0.3),
+}
 
 
 def random_runner(*, int8: bool = False) -> Runner:
@@ -76,23 +84,23 @@ def lane_of(runner: Runner, streams: int) -> GenerateLane:
 
 
 def serve(
-    lane: GenerateLane, facts: ModelFacts, streams: int, made: int = MADE, tokens: int = PROMPT
+    lane: GenerateLane,
+    facts: ModelFacts,
+    streams: int,
+    made: int = MADE,
+    tokens: int = PROMPT,
+    rules: Rules = GREEDY,
 ) -> dict[str, float]:
     """The device loop's turns for `streams` chats that come at once."""
     arrivals: dict[int, list[float]] = {n: [] for n in range(streams)}
     for n in range(streams):
         prompt = torch.randint(5, facts.vocab_size, (tokens,)).tolist()
-        sampler = Sampler(Rules(temperature=0), 0, prompt, facts.vocab_size, DEVICE)
+        sampler = Sampler(rules, n, prompt, facts.vocab_size, DEVICE)
         note = arrivals[n].append
-        sequence = Sequence(n, prompt, max_new_tokens=made)
+        sequence = Chat(n, prompt, max_new_tokens=made)
         lane.add(Generation(sequence, sampler, frozenset(), lambda _, note=note: note(time.perf_counter())))  # type: ignore[misc]
     start = time.perf_counter()
-    while any(len(times) < made for times in arrivals.values()):
-        decoding = lane.decoding
-        if decoding:
-            lane.decode()
-        for claim in lane.claims(micro_step_tokens(decoding, STEP)):
-            lane.micro_step(claim.lane, claim.tokens)
+    turns = list(_turns(lane))
     end = max(times[-1] for times in arrivals.values())
     ready = max(times[0] for times in arrivals.values())
     left = sum(sum(at > ready for at in times) for times in arrivals.values())
@@ -100,10 +108,34 @@ def serve(
     return {
         "tok_s": streams * made / (end - start),
         "decode_tok_s": left / (end - ready),
-        "step_ms": (end - ready) / (left / streams) * 1e3,
+        "step_ms": _step_ms(turns),
         "first_ms": first[len(first) // 2] * 1e3,
         "first_of_all_ms": first[0] * 1e3,
     }
+
+
+def _turns(lane: GenerateLane) -> Iterator[tuple[int, float]]:
+    """Rows that decode, 0 beside a prefill, and seconds of each turn until nothing is left to do."""
+    last = time.perf_counter()
+    while True:
+        decoding, rows = lane.decoding, lane._scheduler.decoding
+        if decoding:
+            lane.decode()
+        budget = micro_step_tokens(decoding, STEP)
+        claims = list(lane.claims(budget))
+        for claim in claims:
+            lane.micro_step(claim.lane, budget)
+        if not (decoding or claims):
+            return
+        now = time.perf_counter()
+        yield 0 if claims else rows, now - last
+        last = now
+
+
+def _step_ms(turns: list[tuple[int, float]]) -> float:
+    """Median of the turns with the most rows. Their end is the end of the step before, which is waited for."""
+    most = max(rows for rows, _ in turns)
+    return statistics.median(spent for rows, spent in turns if rows == most) * 1e3
 
 
 def replay_ms(lane: GenerateLane, streams: int) -> float:
@@ -133,9 +165,9 @@ def kernels(lane: GenerateLane, streams: int) -> list[tuple[str, int, float]]:
     return sorted(found, key=lambda row: -row[2])[:14]
 
 
-def measure(runner: Runner) -> Iterator[dict[str, Any]]:
+def measure(runner: Runner, all_streams: Sequence[int]) -> Iterator[dict[str, Any]]:
     facts = runner.facts
-    for streams in STREAMS:
+    for streams in all_streams:
         gc.collect()
         torch.cuda.empty_cache()
         before, start = torch.cuda.mem_get_info()[0], time.perf_counter()
@@ -143,7 +175,7 @@ def measure(runner: Runner) -> Iterator[dict[str, Any]]:
         torch.cuda.synchronize()
         ready = time.perf_counter() - start
         taken = before - torch.cuda.mem_get_info()[0] - lane._cache.nbytes
-        if streams == STREAMS[0]:
+        if streams == all_streams[0]:
             print(f"capture {ready:.1f} s, {taken / 2**20:.0f} MiB beside the cache", flush=True)
         first = serve(lane, facts, streams)
         row: dict[str, Any] = {"streams": streams, **serve(lane, facts, streams)}
@@ -158,6 +190,38 @@ def measure(runner: Runner) -> Iterator[dict[str, Any]]:
             print(f"    {spent:8.0f} us {count:5} x {name[:90]}")
         del lane
         yield row
+
+
+def drawn(runner: Runner, streams: int) -> Iterator[dict[str, Any]]:
+    """The same chats with random choices; and what the choices of one step take by themselves."""
+    lane = lane_of(runner, streams)
+    for name, rules in DRAWN.items():
+        gc.collect()
+        serve(lane, runner.facts, streams, made=8, rules=rules)
+        row = {"streams": streams, "rules": name, **serve(lane, runner.facts, streams, rules=rules)}
+        row["draw_ms"] = draw_ms(runner.facts, streams, rules)
+        print(
+            f"{streams:>4} {row['tok_s']:>8,.0f} {row['decode_tok_s']:>8,.0f} with {name}: step "
+            f"{row['step_ms']:.2f} ms, of which the choice {row['draw_ms']:.2f}",
+            flush=True,
+        )
+        yield row
+
+
+def draw_ms(facts: ModelFacts, rows: int, rules: Rules) -> float:
+    """Of the card, for logits like a language model's: a few high ones among many."""
+    logits = torch.randn(rows, facts.vocab_size, device=DEVICE, dtype=DTYPE).mul_(2.5)
+    samplers = [Sampler(rules, n, range(64), facts.vocab_size, DEVICE) for n in range(rows)]
+    best, times = logits.argmax(dim=-1), []
+    for _ in range(12):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in "be")  # type: ignore[no-untyped-call]
+        torch.cuda._sleep(10_000_000)  # cycles, in which all of it is launched
+        begin.record()
+        accept(choose(logits, samplers, best), samplers)
+        end.record()
+        torch.cuda.synchronize()
+        times.append(begin.elapsed_time(end))
+    return statistics.median(times)
 
 
 def prefill(runner: Runner) -> dict[str, float]:
@@ -178,6 +242,7 @@ def line(row: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--int8", action="store_true", help="weights of one byte in the layers")
+    parser.add_argument("--streams", type=int, nargs="+", default=STREAMS, help="chats at once")
     options = part.options(__doc__, parser)
     raw: dict[str, Any] = {"rows": []}
     with torch.inference_mode():
@@ -186,9 +251,10 @@ def main() -> None:
             f"{torch.cuda.get_device_name()}, torch {torch.__version__}, weights {runner.weight_bytes / 2**30:.2f} GiB"
         )
         print("strm    tok/s   decode    peer step ms graph ms limit ms    % first ms  cold ms")
-        for row in measure(runner):
+        for row in measure(runner, options.streams):
             raw["rows"].append(row)
             part.write(options, raw)
+        raw["drawn"] = list(drawn(runner, max(options.streams)))
         raw["prefill"] = prefill(runner)
         print(f"prefill of {LONG:,} tokens: {raw['prefill']['first_ms']:.0f} ms")
     part.write(options, raw)

@@ -113,7 +113,7 @@ def chat(runner: Runner, most: int, prompts: int) -> dict[int, list[Made]]:
         if lane.decoding:
             lane.decode()
         for claim in lane.claims(64):
-            lane.micro_step(claim.lane, claim.tokens)
+            lane.micro_step(claim.lane, 64)
         if turn == 9:
             lane.cancel(5)
         if all(made and made[-1].finish for n, made in told.items() if n != 5):
