@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain
@@ -9,7 +10,7 @@ from itertools import accumulate, chain
 import numpy as np
 import torch
 
-from lodger.runtime.upload import upload
+from lodger.runtime.upload import staged
 from lodger.sched.step import Item, Row
 
 
@@ -37,17 +38,17 @@ class PackedBatch:
 
 def pack_rows(rows: Sequence[Row], block_size: int, device: torch.device) -> PackedBatch:
     """Rows of a generating step, with a slot of the KV cache for every token."""
-    tokens: list[int] = []
-    positions: list[int] = []
-    slots: list[int] = []
+    tokens, positions, slots = array("q"), array("q"), array("q")
     offsets = [0]
     for row in rows:
         end = row.start + len(row.tokens)
         tokens.extend(row.tokens)
         positions.extend(range(row.start, end))
-        slots.extend(row.blocks[at // block_size] * block_size + at % block_size for at in range(row.start, end))
+        for at in range(row.start // block_size, -(-end // block_size)):
+            first = (row.blocks[at] - at) * block_size  # slot less position, of every token in this block
+            slots.extend(range(first + max(row.start, at * block_size), first + min(end, (at + 1) * block_size)))
         offsets.append(len(tokens))
-    packed = upload([tokens, positions, slots], torch.int64, device)
+    packed = staged(tokens + positions + slots, torch.int64, device).view(3, -1).to(device, non_blocking=True)
     return PackedBatch(
         tokens=packed[0],
         positions=packed[1],

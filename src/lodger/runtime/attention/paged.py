@@ -18,7 +18,7 @@ from lodger.runtime.kernels.store import store
 from lodger.runtime.kernels.tiling import Shape, Tile, chunk_shape, cut, decode_shape, splits_for
 from lodger.runtime.kv import KVCache
 from lodger.runtime.packed import PackedBatch
-from lodger.runtime.upload import upload
+from lodger.runtime.upload import table
 
 
 class PagedAttention:
@@ -92,22 +92,16 @@ class PagedPlan:
             attend(query, self.cache, layer, tiles, out, scale, window)
 
     def _cut(self, group: int) -> Iterator[Tiles]:
-        table = self._table()
+        blocks = table(self._blocks, self._device)
         for rows, shape_for in ((self._single, decode_shape), (self._chunks, chunk_shape)):
             if rows:
                 shape = shape_for(group, self.cache.shape[-1])
-                yield self._tiles(cut(rows, shape.tokens), table, shape)
+                yield self._tiles(cut(rows, shape.tokens), blocks, shape)
 
-    def _tiles(self, tiles: list[Tile], table: torch.Tensor, shape: Shape) -> Tiles:
+    def _tiles(self, tiles: list[Tile], blocks: torch.Tensor, shape: Shape) -> Tiles:
         longest = max(tile.position + tile.tokens for tile in tiles)
         splits = splits_for(len(tiles) * self.cache.shape[4], longest, shape.least, self._processors)
-        return Tiles(upload(tiles, torch.int32, self._device), table, shape, splits)
-
-    def _table(self) -> torch.Tensor:
-        """[sequences, blocks], padded to the longest."""
-        width = max(map(len, self._blocks))
-        rows = [(*blocks, *(0,) * (width - len(blocks))) for blocks in self._blocks]
-        return upload(rows, torch.int32, self._device)
+        return Tiles(table(tiles, self._device), blocks, shape, splits)
 
 
 class DecodePlan:
