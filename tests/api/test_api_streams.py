@@ -228,3 +228,27 @@ def test_an_error_before_the_first_token_keeps_its_status(served: Served) -> Non
     assert answer.status == 507
     assert answer.json["error"]["code"] == "out_of_memory"
     assert answer.headers["x-should-retry"] == "false"
+
+
+def test_a_client_that_does_not_read_holds_its_own_stream_and_nobody_elses(served: Served) -> None:
+    piece, made, stop = "x" * 10_000, 0, threading.Event()
+
+    async def script(task: GenerateTask) -> AsyncGenerator[Delta, None]:
+        nonlocal made
+        if task.stopping.max_tokens == 1:
+            yield Delta(text="quick", finish_reason="stop", usage=Usage(1, 1))
+            return
+        while not stop.is_set():
+            made += 1
+            yield Delta(text=piece)
+
+    served.service.script = script
+    try:
+        with streamed(served, STREAM):  # and never read
+            until(lambda: made > 3)
+            for _ in range(20):
+                assert b"quick" in served.ask("POST", "/v1/chat/completions", {**STREAM, "max_tokens": 1}).body
+            assert made * len(piece) < 2**26
+    finally:
+        stop.set()
+    until(lambda: served.service.open == 0)
