@@ -26,7 +26,13 @@ from lodger.runtime.kernels.overlap import ask_for, early, let_next_begin, wait_
 
 
 def product(
-    x: torch.Tensor, matrix: Matrix, *, gated: bool = False, ahead: bool = False, tile: Tile | None = None
+    x: torch.Tensor,
+    matrix: Matrix,
+    *,
+    gated: bool = False,
+    ahead: bool = False,
+    out: torch.Tensor | None = None,
+    tile: Tile | None = None,
 ) -> torch.Tensor:
     """x @ matrix, summed in float32.
 
@@ -34,6 +40,7 @@ def product(
         x: [T, columns], contiguous.
         gated: the matrix is a gate above as many rows: silu(x @ gate) * (x @ rest), known as SwiGLU.
         ahead: the launch before leaves the memory idle: meanwhile all of the matrix comes into L2.
+        out: [T, rows], contiguous; where the result goes.
         tile: how it is cut; None for what was measured to be fastest.
 
     Returns:
@@ -42,7 +49,7 @@ def product(
     tokens, (rows, columns) = len(x), matrix.values.shape
     rows = rows // 2 if gated else rows
     tile = tile or tile_for(tokens, rows, columns, _processors(x.device))
-    out = x.new_empty(tokens, rows)
+    out = x.new_empty(tokens, rows) if out is None else out
     tiles = triton.cdiv(rows, tile.rows) * triton.cdiv(tokens, tile.tokens)
     shared = tile.splits > 1
     size = tiles * tile.splits * tile.rows * tile.tokens * (2 if gated else 1)
@@ -78,7 +85,7 @@ def _processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
-@triton.jit(do_not_specialize=["tokens"])
+@triton.jit(do_not_specialize=["tokens", "rows"])
 def _product(
     x, weight, scale, bias, out, parts, arrived, tokens, rows, columns,
     TOKENS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, AHEAD: tl.constexpr,

@@ -53,6 +53,7 @@ def product(
     gated: bool = False,
     residual: torch.Tensor | None = None,
     ahead: bool = False,
+    out: torch.Tensor | None = None,
     share: Share | None = None,
 ) -> torch.Tensor:
     """x @ matrix + residual, summed in float32.
@@ -63,13 +64,17 @@ def product(
         gated: the matrix is a gate above as many rows: silu(x @ gate) * (x @ rest), known as SwiGLU.
         residual: [1, rows], contiguous; becomes the result.
         ahead: the launch before leaves the memory idle: meanwhile all of the matrix comes into L2.
+        out: [1, rows], contiguous; where the result goes, if not into `residual`.
 
     Returns:
         [1, rows] in x's dtype; with `gated` half as many as the matrix has.
     """
     rows, columns = matrix.values.shape
     rows = rows // 2 if gated else rows
-    out = x.new_empty(1, rows) if residual is None else residual
+    if residual is not None:
+        out = residual
+    elif out is None:
+        out = x.new_empty(1, rows)
     share = share or share_for(rows, gated=gated)
     piece, odd = divmod(share.rows * columns * matrix.values.itemsize, 32 * share.warps)
     _product[(triton.cdiv(rows, share.rows),)](
@@ -103,7 +108,7 @@ def _read(place, start, columns, COLUMNS: tl.constexpr):
     return tl.load(place + start, mask=inside[None, :], other=0, eviction_policy="evict_first")
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _product(
     x, norm, weight, scale, bias, out, rows, columns, epsilon,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, NORMED: tl.constexpr, GATED: tl.constexpr, SCALED: tl.constexpr,
