@@ -27,21 +27,26 @@ from lodger.runtime.kernels import (
     decode_inputs,
     embeddings,
     encoder_attention,
+    few_tokens,
     layer_norm,
     norm,
+    one_token,
     paged_attention,
     rotary,
+    sampling,
     store,
     swiglu,
+    w4a16,
     w8a16,
 )
-from lodger.runtime.kernels.product_tiling import MOST_TOKENS, tile_for
+from lodger.runtime.kernels.product_tiling import MOST_TOKENS
 from lodger.runtime.kernels.tiling import chunk_shape, decode_shape
 
 DTYPE = torch.bfloat16
-# Two of Qwen3-4B's weights [rows, columns], cut differently, and tokens.
-WEIGHTS = {(19456, 2560): (8, 16, 32, 64, 128), (2560, 9728): (64, 128, MOST_TOKENS)}
-HEADS = {128: (32, 8), 256: (8, 4)}  # head_dim -> query heads, key heads; 256 is the most that we serve
+# By capability: head_dim -> query heads and key heads, 256 being the widest that we serve; and Qwen3-4B's weights
+# [rows, columns], cut differently -> tokens. On the newer chip every cut is tested where there is one.
+HEADS = {80: {128: (32, 8), 256: (8, 4)}, 90: {128: (32, 8)}}
+WEIGHTS = {80: {(19456, 2560): (16, 128), (2560, 9728): (128, MOST_TOKENS)}, 90: {(2560, 9728): (128,)}}
 PROCESSORS = {80: 108, 90: 132}
 
 empty = partial(torch.empty, device="meta", dtype=DTYPE)
@@ -75,8 +80,11 @@ def launches(capability: int) -> Iterator[tuple[str, Callable[[], Any]]]:
         "inputs of a step",
         lambda: decode_inputs.spread(integers(5, 8), tokens, tokens, integers(8, 4), integers(8, 513), 16),
     )
-    for dim, (heads, kv_heads) in HEADS.items():
+    for dim, (heads, kv_heads) in HEADS[capability].items():
         yield from _attention(dim, heads, kv_heads, tokens)
+    rules, places = torch.empty(8, sampling.RULES, device="meta"), torch.empty(8, 2, dtype=torch.int64, device="meta")
+    yield "a drawn token", lambda: sampling.draw(empty(8, 151_936), rules, places, tokens)
+    yield "a token counted", lambda: sampling.count(tokens, places)
     yield from _encoder(empty(1024))
     yield from _products(capability)
 
@@ -89,7 +97,8 @@ def _attention(dim: int, heads: int, kv_heads: int, slots: torch.Tensor) -> Iter
     turned = partial(rotary.rotate_and_store, qkv, heads, angles, angles, norms, 1e-6, cache, 3, slots)
     yield f"rotary of {dim}", turned
     yield f"store of {dim}", partial(store.store, cache, 3, slots, *qkv.view(8, -1, dim)[:, heads:].chunk(2, 1))
-    for shape, splits, window in ((decode_shape, 1, None), (decode_shape, 4, 512), (chunk_shape, 1, None)):
+    cuts = ((decode_shape, 1, None), (decode_shape, 4, 512), (chunk_shape, 1, None))
+    for shape, splits, window in cuts if dim == 128 else cuts[1:]:
         tiles = paged_attention.Tiles(integers(8, 4), integers(8, 513), shape(heads // kv_heads, dim), splits)
         named = f"{shape.__name__} of {dim}, {splits} programs a tile, window {window}"
         yield named, partial(paged_attention.attend, query, cache, 3, tiles, query, 0.1, window)
@@ -104,14 +113,29 @@ def _encoder(weight: torch.Tensor) -> Iterator[tuple[str, Callable[[], Any]]]:
 
 
 def _products(capability: int) -> Iterator[tuple[str, Callable[[], Any]]]:
-    for (rows, columns), counts in WEIGHTS.items():
+    for (rows, columns), counts in WEIGHTS[capability].items():
         weight, scale = empty(rows, columns, dtype=torch.int8), empty(rows, dtype=torch.float32)
         for count in counts:
-            tile = tile_for(count, rows, columns, PROCESSORS[capability])
-            named = f"int8 weights [{rows}, {columns}], {count} tokens"
-            yield named, partial(w8a16.product, empty(count, columns), weight, scale, tile=tile)
-    yield "int8 weights, 1 token", lambda: w8a16.product(empty(1, columns), weight, scale)
-    yield "int8 weights made dense", lambda: w8a16.dequantised(weight, scale, empty(rows, columns))
+            yield (
+                f"int8 [{rows}, {columns}], {count} tokens",
+                partial(w8a16.product, empty(count, columns), weight, scale),
+            )
+    yield "int8, 1 token", lambda: w8a16.product(empty(1, columns), weight, scale)
+    yield "int8 made dense", lambda: w8a16.dequantised(weight, scale, empty(rows, columns))
+    blocks = columns // 128  # groups of 128, as AWQ and GPTQ have them
+    words, scales = integers(blocks, rows, 16), integers(blocks, rows)
+    for count in (8, 128):
+        yield f"int4, {count} tokens", partial(w4a16.product, empty(count, columns), words, scales)
+    yield "int4 made dense", lambda: w4a16.dequantised(words, scales, 0, empty(rows, columns))
+    for matrix in (one_token.Matrix(empty(rows, columns), None, None), one_token.Matrix(weight, scale, None)):
+        kind = str(matrix.values.dtype)
+        norm_ = empty(columns), 1e-6
+        yield (
+            f"{kind}, normed and gated, 1 token",
+            partial(one_token.product, empty(1, columns), matrix, norm_, gated=True),
+        )
+        yield f"{kind}, gated, 8 tokens", partial(few_tokens.product, empty(8, columns), matrix, gated=True)
+        yield f"{kind}, 32 tokens", partial(few_tokens.product, empty(32, columns), matrix, ahead=True)
 
 
 def compiled(capability: int) -> Iterator[dict[str, Any]]:
@@ -123,6 +147,8 @@ def compiled(capability: int) -> Iterator[dict[str, Any]]:
             options |= {"EARLY": True, "launch_pdl": True}
         made.append((self, run(self, *args, grid=grid, warmup=True, **options)))
 
+    for module in (w8a16, w4a16, few_tokens):
+        module._processors = lambda device: PROCESSORS[capability]
     driver.set_active(Chip(capability))
     JITFunction.run = only_compile
     seen = set()
