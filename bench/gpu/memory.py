@@ -137,7 +137,9 @@ def measured(models: Models, before: int) -> dict[str, int]:
 
 def promised(made: Plan) -> dict[str, int]:
     parts = {part: sum(getattr(model.budget, part) for model in made.models) for part in PARTS[1:4]}
-    return {"process": made.process, **parts, "activations": made.steps, "total": made.needed}
+    graphs = max(model.budget.graphs for model in made.models)
+    parts["captured"] += graphs
+    return {"process": made.process, **parts, "activations": made.steps - graphs, "total": made.needed}
 
 
 def show(budget: float, row: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ import msgspec
 from lodger.units import KIB, MIB
 
 # Unused ends of the segments that torch's allocator takes from a GPU, of 2 and 20 MiB.
-SEGMENTS = 32 * MIB
+SEGMENTS = 14 * MIB
 
 
 def workspaces(capability: tuple[int, int] | None) -> int:
@@ -27,6 +27,7 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True):
     captured: int = 0  # on a GPU: what a decoder's captured steps hold while the model is awake
     activations: int = 0  # peak of one step of `step_tokens` tokens
     unfinished: int = 0  # on a GPU: what requests hold between their steps
+    graphs: int = 0  # on a GPU: what captured steps work in, in the same place for all models
     step_tokens: int = 2048  # most tokens in one forward
     context_length: int = 0  # tokens of one sequence that are served
     block_size: int = 16  # tokens in one block of the KV cache
@@ -34,7 +35,7 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def total(self) -> int:
-        return self.kept + self.activations + self.unfinished
+        return self.kept + self.activations + self.unfinished + self.graphs
 
     @property
     def kept(self) -> int:

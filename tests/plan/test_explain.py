@@ -40,13 +40,15 @@ def test_the_text_names_device_neighbours_parts_and_rest() -> None:
         "pid 4211 60.00 GiB alice, python",
         "pid 77 unknown",
         "reserve 1.00 GiB stays free for others",
-        "worker process 0.72 GiB CUDA context and cuBLAS",
+        f"worker process {gib(PLAN.process)} CUDA context, kernels and cuBLAS",
         "weights 7.49 GiB",
         f"KV cache {gib(CHAT.budget.kv_cache)} {CHAT.kv_tokens:,} tokens",
         f"captured steps {gib(CHAT.budget.captured)} of up to {CHAT.budget.sequences} chats",
-        f"activations {gib(PLAN.steps)} one step at a time, the largest of 2,048 tokens by qwen3-4b-chat-local",
     ]:
         assert line in lines, line
+    largest = max(PLAN.models, key=lambda model: model.budget.activations)
+    step = f"the largest of {largest.budget.step_tokens:,} tokens by {largest.uid}"
+    assert f"activations {gib(PLAN.steps)} one step at a time, {step}" in lines
     assert any(line.endswith(f"chat, bfloat16, context {CHAT.kv_tokens:,} tokens") for line in lines)
     assert any(line.startswith(f"note serves {CHAT.kv_tokens:,} of the 262,144 tokens") for line in lines)
 
@@ -58,7 +60,9 @@ def test_the_rows_add_up() -> None:
     for model in PLAN.models:
         assert top[model.uid] == model.budget.kept
     steps = [model.budget for model in PLAN.models]
-    assert top["activations"] == max(own.activations for own in steps) + sum(own.unfinished for own in steps)
+    assert top["activations"] == sum(
+        max(getattr(own, part) for own in steps) for part in ("activations", "graphs")
+    ) + sum(own.unfinished for own in steps)
 
 
 def test_the_table_has_the_same_words() -> None:
@@ -75,7 +79,7 @@ def test_json_is_in_bytes() -> None:
     chat = found["models"][0]
     assert chat["uid"] == "qwen3-4b-chat-local"
     assert chat["total"] == chat["weights"] + chat["kv_cache"] + chat["captured"]
-    largest = max(model["activations"] for model in found["models"])
+    largest = sum(max(model[part] for model in found["models"]) for part in ("activations", "graphs"))
     assert found["activations"] == largest + sum(model["unfinished"] for model in found["models"])
     assert chat["kv_tokens"] == chat["context_length"] == CHAT.kv_tokens
 

@@ -62,20 +62,30 @@ def test_activations_of_an_encoder_step() -> None:
 def test_activations_of_a_decoder_step() -> None:
     size = footprint.activations(QWEN3_4B, "bfloat16", GPU, step_tokens=2048, context=8192, kv_tokens=8192)
     assert size == 2048 * (4 * 2560 + 3 * 9728 + 4 * 128) * 2 == 156 * MIB
-    size = footprint.activations(QWEN3_4B, "bfloat16", GPU, step_tokens=512, context=8192, kv_tokens=8192)
-    assert size == 32 * 151_936 * (2 + 28), "sampling begins when the layers are done"
-    assert footprint.unfinished(QWEN3_4B, "bfloat16", GPU, step_tokens=512, sequences=64) == 64 * 151_936 * 4
+    small = msgspec.structs.replace(QWEN3_4B, hidden_size=256, intermediate_size=512)
+    size = footprint.activations(small, "bfloat16", GPU, step_tokens=16, context=8192, kv_tokens=8192)
+    assert size == 32 * 151_936 * 2, "rows of logits, when the layers are done"
+
+
+def test_chats_remember_their_tokens_between_steps() -> None:
+    # 593.5 KiB each, of which three lie in a segment of 2 MiB
+    size = footprint.unfinished(QWEN3_4B, "bfloat16", GPU, step_tokens=512, sequences=64)
+    assert 64 * 2 * MIB // 3 - 64 * KIB < size <= 64 * 2 * MIB // 3
+    wide = msgspec.structs.replace(QWEN3_4B, vocab_size=2**18 + 1)
+    assert footprint.unfinished(wide, "bfloat16", GPU, step_tokens=512, sequences=3) == 3 * (MIB + 512)
 
 
 def test_captured_steps() -> None:
     size = footprint.captured(QWEN3_4B, "bfloat16", GPU, sequences=64, kv_tokens=8192)
-    row = (4 * 2560 + 3 * 9728 + 4 * 128 + 151_936) * 2 + 8192 // 16 * 4
-    assert size == 64 * row + footprint.CAPTURED_PARTS
-    quantised = footprint.captured(QWEN3_4B, "bfloat16", GPU, sequences=64, kv_tokens=8192, quantised=True)
-    assert quantised == size + footprint.QUANTISED_WORKSPACE
-    assert not footprint.captured(QWEN3_4B, "float32", GPU, sequences=64, kv_tokens=8192)
-    assert not footprint.captured(QWEN3_4B, "bfloat16", CPU, sequences=64, kv_tokens=8192)
-    assert not footprint.captured(BGE_M3, "float16", GPU, sequences=64, kv_tokens=0)
+    assert size == 64 * (151_936 * 2 + 8192 // 16 * 4) + 256 * 2560 * 2
+    work = footprint.graphs(QWEN3_4B, "bfloat16", GPU, step_tokens=512, sequences=64)
+    assert work == 256 * (4 * 2560 + 3 * 9728 + 4 * 128) * 2 + footprint.CAPTURED_PARTS
+    assert footprint.captured(BGE_M3, "float16", GPU, sequences=64, kv_tokens=0) == 4096 * 1024 * 2
+    assert footprint.graphs(BGE_M3, "float16", GPU, step_tokens=8192, sequences=64) == 4096 * 6 * 1024 * 2
+    assert footprint.graphs(BGE_M3, "float16", GPU, step_tokens=512, sequences=64) == 512 * 6 * 1024 * 2
+    for dtype, device in (("float32", GPU), ("bfloat16", CPU)):
+        assert not footprint.captured(QWEN3_4B, dtype, device, sequences=64, kv_tokens=8192)
+        assert not footprint.graphs(QWEN3_4B, dtype, device, step_tokens=512, sequences=64)
 
 
 def test_activations_of_a_decoder_step_with_torchs_own_attention() -> None:
@@ -142,7 +152,7 @@ def test_dtype_on_a_cpu_is_the_upper_bound_unless_asked() -> None:
 
 
 def test_the_worker_itself() -> None:
-    assert footprint.process(GPU, (151_936, 250_002)) == (550 + 132 + 32) * MIB + 3 * 8320 * KIB
+    assert footprint.process(GPU, (151_936, 250_002)) == (530 + 310 + 14) * MIB + 3 * 8320 * KIB
     hopper = msgspec.structs.replace(GPU, compute_capability=(9, 0))
     assert footprint.process(hopper, ()) - footprint.process(GPU, ()) == 3 * (32 * MIB - 8320 * KIB)
     assert footprint.process(CPU, ()) < footprint.process(CPU, (151_936,)) < 600 * MIB

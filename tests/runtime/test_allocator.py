@@ -34,10 +34,10 @@ def card(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 def test_the_largest_step_and_all_that_is_kept(card: SimpleNamespace) -> None:
     card.allocated = 5 * MIB  # somebody's, before the first model
     allowance = Allowance(DEVICE)
-    allowance.grant("chat", Grant(kept=100 * MIB, step=150 * MIB, unfinished=30 * MIB))
+    allowance.grant("chat", Grant(kept=80 * MIB, step=150 * MIB, unfinished=30 * MIB, graphs=20 * MIB))
     assert allowance.most() == (5 + 100 + 150 + 30) * MIB + ALWAYS
     card.allocated = 200 * MIB  # the models' own
-    allowance.grant("emb", Grant(kept=0, step=200 * MIB, unfinished=10 * MIB))
+    allowance.grant("emb", Grant(kept=0, step=200 * MIB, unfinished=10 * MIB, graphs=15 * MIB))
     assert allowance.most() == (5 + 100 + 200 + 40) * MIB + ALWAYS
     with allowance.loading():
         assert card.fraction * 64 * GIB == (5 + 100 + 200 + 40) * MIB + ALWAYS + LOADING
@@ -45,7 +45,7 @@ def test_the_largest_step_and_all_that_is_kept(card: SimpleNamespace) -> None:
     assert card.fraction * 64 * GIB == allowance.most() == (5 + 100 + 150 + 30) * MIB + ALWAYS
     allowance.turn("emb", asleep=False)
     allowance.revoke("chat")
-    assert allowance.most() == (5 + 200 + 10) * MIB + ALWAYS
+    assert allowance.most() == (5 + 200 + 10 + 15) * MIB + ALWAYS
     allowance.revoke("chat")
     allowance.revoke("emb")
     assert allowance.most() == 5 * MIB + ALWAYS

@@ -247,16 +247,3 @@ def test_a_model_that_cannot_wake_sleeps_on_and_wakes_later(serve: Any, tiny: Ca
     model.wake()
     assert same_text(together(model, chats(model)[:1])[0], expected[0])
     model.close()
-
-
-def test_choices_that_cannot_begin_leave_none_behind(serve: Any, tiny: Callable[..., Path]) -> None:
-    model = serve.fresh(inspect_folder(tiny("qwen3")), blocks=40)
-
-    async def ask() -> None:
-        with Short(3):
-            await collect(model.generate(task(PROMPTS[0], 4, KINDS[3], n=3)))
-
-    with pytest.raises(OutOfMemory, match="3 answers to 3 tokens were begun"):
-        run(ask())
-    renewed(model)
-    model.close()

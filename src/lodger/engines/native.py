@@ -151,7 +151,9 @@ class NativeEngine:
             return
         budget = request.budget
         kept = budget.captured if virtual_memory(self._device) else budget.kept
-        self._allowance.grant((id(self), request.spec.uid), Grant(kept, budget.activations, budget.unfinished))
+        pieces = budget.sequences if request.facts.generates else 1
+        grant = Grant(kept, budget.activations, budget.unfinished, pieces, budget.graphs)
+        self._allowance.grant((id(self), request.spec.uid), grant)
         with self._allowance.loading():
             yield
 

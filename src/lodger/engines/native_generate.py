@@ -8,7 +8,7 @@ from functools import partial
 
 from lodger.budget import Budget
 from lodger.engines.native_answer import Answer, Arrivals, Choice
-from lodger.engines.native_model import ServedModel, Serving, check_ids, out_of_memory
+from lodger.engines.native_model import ServedModel, Serving, check_ids
 from lodger.errors import ContextExceeded, EmptyInput, InvalidRequest, Unsupported
 from lodger.runtime.generating import GenerateLane, Generation
 from lodger.runtime.kv import KVCache
@@ -55,9 +55,8 @@ class GenerateModel(ServedModel):
             self._check_prompt(prompt)
             answer = Answer(len(prompt), put, self._cancel)
             try:
-                with out_of_memory(f"{task.n} answers to {len(prompt):,} tokens were begun"):
-                    for index in range(task.n):
-                        self._start(task, prompt, index, answer)
+                for index in range(task.n):
+                    self._start(task, prompt, index, answer)
                 await answer.done
             finally:
                 answer.close()

@@ -27,7 +27,7 @@ MIN_ENCODER_CONTEXT = 512
 ENCODER_CONTEXT = 8192  # served when nobody asks for more: a longer text makes every step's activations larger
 CALLERS, CALLER_TOKENS = 16, 4096  # a chat model's KV cache is wanted for so many sequences of so many tokens
 _INT8_CAPABILITY = (8, 0)  # of a GPU that the kernels were measured on or compiled for
-SHORT_CHAT, MIN_SEQUENCES = 128, 16  # tokens of one that many of at once are served of; fewer are never planned for
+SHORT_CHAT, MIN_SEQUENCES = 256, 16  # tokens of one that many of at once are served of; fewer are never planned for
 MIN_STEP, STEP = 512, 2048  # tokens of one step: on a tight budget, and else
 
 
@@ -93,15 +93,19 @@ class Demand(NamedTuple):
             return most
         return min(most, max(MIN_SEQUENCES, self.kv_tokens(level) // SHORT_CHAT))
 
+    def step_tokens(self, level: int) -> int:
+        """Tokens of one step. A text is never split over two steps. Of a chat's prompt 1,024 keep a GPU as busy as more
+        do, and on a tight budget are better spent on the KV cache."""
+        if not self.generates:
+            return max(min(STEP, max(MIN_STEP, level)), self.context(level))
+        return min(STEP, max(MIN_STEP, level // 8 if self.device.kind == "cuda" else level))
+
     def budget(self, level: int) -> Budget:
         """The grant at `level`; no part of it shrinks when the level rises, and none of a loaded model's changes."""
         if self.candidate.held is not None:
             return self.candidate.held.budget
         facts, context = self.candidate.facts, self.context(level)
-        step = min(STEP, max(MIN_STEP, level))
-        if not self.generates:
-            step = max(step, context)  # a text is never split over two steps
-        kv_tokens = self.kv_tokens(level)
+        step, kv_tokens = self.step_tokens(level), self.kv_tokens(level)
         return Budget(
             weights=footprint.weights(facts, self.dtype, self.device, int8=self.int8),
             kv_cache=kv_tokens * footprint.kv_bytes_per_token(facts, self.dtype, self.device),
@@ -110,16 +114,12 @@ class Demand(NamedTuple):
             )
             + (footprint.QUANTISED_WORKSPACE if self.quantization else 0),
             captured=footprint.captured(
-                facts,
-                self.dtype,
-                self.device,
-                sequences=self.sequences(level),
-                kv_tokens=kv_tokens,
-                quantised=self.quantization is not None,
+                facts, self.dtype, self.device, sequences=self.sequences(level), kv_tokens=kv_tokens
             ),
             unfinished=footprint.unfinished(
                 facts, self.dtype, self.device, step_tokens=step, sequences=self.sequences(level)
             ),
+            graphs=footprint.graphs(facts, self.dtype, self.device, step_tokens=step, sequences=self.sequences(level)),
             step_tokens=step,
             context_length=context,
             block_size=BLOCK,
@@ -194,7 +194,8 @@ def steps(device: DeviceView, budgets: Iterable[Budget]) -> int:
     if device.kind == "cpu":
         return 0
     budgets = list(budgets)
-    return max((own.activations for own in budgets), default=0) + sum(own.unfinished for own in budgets)
+    largest = max((own.activations for own in budgets), default=0) + max((own.graphs for own in budgets), default=0)
+    return largest + sum(own.unfinished for own in budgets)
 
 
 def available(device: DeviceView, reserve: int) -> int:

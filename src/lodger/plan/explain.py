@@ -102,7 +102,7 @@ def _device_rows(plan: Plan) -> list[Row]:
 
 
 def _process_detail(plan: Plan) -> str:
-    return "CUDA context and cuBLAS" if plan.device.kind == "cuda" else "libraries and tokenizers"
+    return "CUDA context, kernels and cuBLAS" if plan.device.kind == "cuda" else "libraries and tokenizers"
 
 
 def _model_rows(plan: Plan, model: ModelPlan) -> list[Row]:

@@ -17,8 +17,10 @@ ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 QUANTISED_WORKSPACE = 32 * MIB
 HALF = ("bfloat16", "float16")
 
-CUDA_CONTEXT = 550 * MIB  # measured 529 to 621 MiB on an H100 (driver 580, torch 2.11)
-CUBLAS = 132 * MIB  # kernels that the first matrix products load, same machine; beside `budget.workspaces`
+CUDA_CONTEXT = 530 * MIB  # 529 measured on an H100 (driver 580, torch 2.11)
+# What the driver has for kernels of torch, cuBLAS and Triton and for captured steps: 300 to 340 MiB with three models
+# that have served all kinds of requests (H100, H200).
+KERNELS = 310 * MIB
 # Resident set of a worker on a CPU after one float32 and one bfloat16 forward: 391 MiB, of which torch 2.13 is 206 and
 # transformers' modelling code 140 (psutil, Linux x86-64, Python 3.11). The rest is for sockets, threads and buffers.
 WORKER_CPU = 420 * MIB
@@ -28,6 +30,7 @@ TOKENIZER_ENTRY = 720
 LOGITS_ROWS = {"cpu": 64, "cuda": 256}  # rows of logits at once: a step's sequences in the runtime (MAX_RUNNING)
 SAMPLED_ROWS = 32  # of them that are not simply the best token, and go through sampling together (AT_ONCE)
 CAPTURED_PARTS = 8 * MIB  # parts of products and attention that are split among programs, in captured steps
+CAPTURED_CHUNK, CAPTURED_TEXTS = 256, 4096  # most tokens of a captured prefill step, and of a captured forward of texts
 # A vector for every token: a worker on a CPU held 330 MiB more while its largest answer, 63 MiB of them, went out (as
 # tensors, as bytes, as a message, as a frame and in the socket's buffer; psutil, 16,000 tokens of 1,024 dimensions).
 ANSWER = 330 * MIB
@@ -129,7 +132,7 @@ def activations(
         answers = device.kind == "cpu" and facts.kind == "embedding" and "colbert" in facts.token_heads
         return peak + (ANSWER if answers else 0)
     if _captures(device, b):
-        return max(peak, _logits(facts, b, SAMPLED_ROWS))
+        return max(peak, facts.vocab_size * SAMPLED_ROWS * b)
     return peak + _logits(facts, b, LOGITS_ROWS[device.kind]) + _attention(keys, b, step_tokens, context, kv_tokens)
 
 
@@ -154,24 +157,36 @@ def unfinished(facts: ModelFacts, dtype: str, device: DeviceView, *, step_tokens
     if device.kind == "cpu":
         return 0
     if facts.generates:
-        return sequences * facts.vocab_size * 4
+        return sequences * _piece(facts.vocab_size * 4)
     return step_tokens * facts.hidden_size * _computed(dtype, device)
 
 
-def captured(
-    facts: ModelFacts, dtype: str, device: DeviceView, *, sequences: int, kv_tokens: int, quantised: bool = False
-) -> int:
-    """Bytes that the captured steps of a decoder hold, for one token of each of `sequences`.
+def _piece(size: int) -> int:
+    """What `size` bytes take of torch's allocator: pieces of up to 1 MiB share segments of 2 MiB."""
+    size = -(-size // 512) * 512
+    return size if size > MIB else 2 * MIB // (2 * MIB // size) // 512 * 512
 
-    A row of logits and activations for each, a table of blocks (4 bytes for every 16 tokens of the cache and each
-    sequence), and parts of products and attention that are split. 103.4 MiB for 256 chats and 32,768 tokens of Qwen3-4B
-    in bfloat16, 103.3 measured (H100, torch 2.11).
-    """
+
+def captured(facts: ModelFacts, dtype: str, device: DeviceView, *, sequences: int, kv_tokens: int) -> int:
+    """Bytes that captured steps read and write: a decoder's a row of logits for each of `sequences`, a table of their
+    blocks (4 bytes for every 16 tokens of the cache), and like an encoder's the last hidden states."""
     b = _computed(dtype, device)
-    if not facts.generates or not _captures(device, b):
+    if not _captures(device, b):
         return 0
-    row = (_fused(facts) + facts.vocab_size) * b + kv_tokens // 16 * 4
-    return sequences * row + CAPTURED_PARTS + (QUANTISED_WORKSPACE if quantised else 0)
+    if facts.generates:
+        return sequences * (facts.vocab_size * b + kv_tokens // 16 * 4) + CAPTURED_CHUNK * facts.hidden_size * b
+    return CAPTURED_TEXTS * facts.hidden_size * b if facts.model_type in PLAIN_MLP else 0
+
+
+def graphs(facts: ModelFacts, dtype: str, device: DeviceView, *, step_tokens: int, sequences: int) -> int:
+    """Bytes that captured steps work in, the same for those of all models: the activations of the largest, and of
+    decoders parts of products and attention that are split."""
+    b = _computed(dtype, device)
+    if not _captures(device, b):
+        return 0
+    if facts.generates:
+        return max(sequences, CAPTURED_CHUNK) * _fused(facts) * b + CAPTURED_PARTS
+    return min(step_tokens, CAPTURED_TEXTS) * _fused(facts) * b if facts.model_type in PLAIN_MLP else 0
 
 
 def _captures(device: DeviceView, b: int) -> bool:
@@ -191,9 +206,9 @@ def _attention(keys: int, b: int, step_tokens: int, context: int, kv_tokens: int
 
 
 def _logits(facts: ModelFacts, b: int, rows: int) -> int:
-    """Rows of logits in b bytes, and what sampling makes of SAMPLED_ROWS of them at a time: in float32 a copy, and of
-    the rows that are penalised how often each token was there (twice) and four steps of the penalties (4 bytes each).
-    139 MiB for 32 of Qwen3's, 140 measured (H100, torch 2.11)."""
+    """Rows of logits in b bytes, and what sampling without our kernels makes of SAMPLED_ROWS of them at a time: in
+    float32 a copy, and of the rows that are penalised how often each token was there (twice) and four steps of the
+    penalties (4 bytes each). 139 MiB for 32 of Qwen3's, 140 measured (H100, torch 2.11)."""
     return facts.vocab_size * (rows * b + SAMPLED_ROWS * 7 * 4)
 
 
@@ -205,5 +220,5 @@ def process(device: DeviceView, vocabularies: tuple[int, ...]) -> int:
     through a prompt of 8,000 tokens and 64 streams at once: 1.81 GiB planned, 1.66 GiB resident at most.
     """
     if device.kind == "cuda":
-        return CUDA_CONTEXT + CUBLAS + workspaces(device.compute_capability) + SEGMENTS
+        return CUDA_CONTEXT + KERNELS + workspaces(device.compute_capability) + SEGMENTS
     return WORKER_CPU + sum(size * TOKENIZER_ENTRY for size in vocabularies)

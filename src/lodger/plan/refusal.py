@@ -67,5 +67,5 @@ def _parts(want: Demand) -> str:
     weights = f"weights of {want.shares}" if want.shares else f"weights {gib(budget.weights)}"
     cache = f", KV cache {gib(budget.kv_cache)} ({want.kv_tokens(0):,} tokens)" if budget.kv_cache else ""
     captured = f", captured steps {gib(budget.captured)}" if budget.captured else ""
-    steps = f"activations {gib(budget.activations + budget.unfinished)} (steps of {budget.step_tokens:,} tokens)"
+    steps = f"activations {gib(budget.total - budget.kept)} (steps of {budget.step_tokens:,} tokens)"
     return f"{gib(want.cost(0))} ({weights}{cache}{captured}, {steps})"

@@ -37,7 +37,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     device: DeviceView
     reserve: int  # bytes left to others
     process: int  # bytes of the worker itself: libraries, and on a GPU its context
-    steps: int = 0  # on a GPU: activations of the largest step, which all share, and what all unfinished requests hold
+    steps: int = 0  # on a GPU: what the largest step takes, which all share, and what all unfinished requests hold
     models: tuple[ModelPlan, ...]
 
     @property

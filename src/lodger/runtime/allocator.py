@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from threading import RLock
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -29,6 +29,8 @@ class Grant(NamedTuple):
     kept: int  # as long as it is awake: what its captured steps work in
     step: int  # peak of one step
     unfinished: int = 0  # between steps
+    pieces: int = 1  # that these consist of
+    graphs: int = 0  # the same memory for all models
 
 
 class Allowance:
@@ -66,13 +68,16 @@ class Allowance:
             self._apply()
 
     def reserve(self) -> None:
-        """Take what steps need in one piece, and leave it to the steps to come. Between two of them.
+        """Take what steps need, the largest in one piece, and leave it to the steps to come. Between two of them.
 
         So no neighbour can take what was planned, and what is held does not grow with what is asked.
         """
         trim()
         with suppress(torch.OutOfMemoryError):  # it grows with what is asked, then
-            torch.empty(self._step(), dtype=torch.uint8, device=self._device)
+            sizes = [self._step()]
+            for grant in self._awake():
+                sizes += [grant.unfinished // grant.pieces] * grant.pieces
+            [torch.empty(size, dtype=torch.uint8, device=self._device) for size in sizes]
 
     @contextmanager
     def loading(self) -> Iterator[None]:
@@ -86,12 +91,16 @@ class Allowance:
     def most(self) -> int:
         """Bytes."""
         kept = sum(grant.kept for grant in self._grants.values())
-        return self._before + self._always + kept + self._step() + self._loading
+        kept += max((grant.graphs for grant in self._grants.values()), default=0)
+        unfinished = sum(grant.unfinished for grant in self._awake())
+        return self._before + self._always + kept + self._step() + unfinished + self._loading
+
+    def _awake(self) -> list[Grant]:
+        with self._lock:
+            return [grant for owner, grant in self._grants.items() if owner not in self._asleep]
 
     def _step(self) -> int:
-        with self._lock:
-            awake = [grant for owner, grant in self._grants.items() if owner not in self._asleep]
-        return max((grant.step for grant in awake), default=0) + sum(grant.unfinished for grant in awake)
+        return max((grant.step for grant in self._awake()), default=0)
 
     def _add(self, size: int) -> None:
         with self._lock:
@@ -132,6 +141,12 @@ def capture_stream(device: torch.device) -> torch.cuda.Stream:
     """
     stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     return stream
+
+
+@cache
+def capture_pool(device: torch.device) -> Any:
+    """The memory that all graphs work in: they are replayed one after the other, and keep nothing there."""
+    return torch.cuda.graph_pool_handle()
 
 
 def finish(device: torch.device) -> None:

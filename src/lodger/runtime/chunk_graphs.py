@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from array import array
 from functools import partial
-from typing import Any
 
 import torch
 
@@ -39,21 +38,21 @@ class ChunkGraphs:
         self._records = torch.zeros(self._tiles(most), 4, dtype=torch.int32, device=self._device)
         self._table = torch.zeros(SEQUENCES, decode.width, dtype=torch.int32, device=self._device)
         self._hidden = torch.zeros(most, runner.facts.hidden_size, dtype=runner.precision.compute, device=self._device)
-        self._processors = torch.cuda.get_device_properties(self._device).multi_processor_count
+        self._processors = decode.processors
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
-        self._capture(runner, decode.pool)
+        self._capture(runner)
 
     def _tiles(self, tokens: int) -> int:
         """At most so many do a step's sequences make: each begins a tile of its own."""
         return -(-tokens // self._shape.tokens) + SEQUENCES - 1
 
     @torch.inference_mode()
-    def _capture(self, runner: Runner, pool: Any) -> None:
+    def _capture(self, runner: Runner) -> None:
         with own_counters(self._device) as self._counters:
             for size in reversed(SIZES):
                 self._packed[2].fill_(-1)
                 self._step(runner, size)
-                self._graphs[size] = captured(partial(self._step, runner, size), pool, self._device)
+                self._graphs[size] = captured(partial(self._step, runner, size), self._device)
 
     def _step(self, runner: Runner, size: int) -> None:
         tokens, positions, slots = self._packed[:, :size]

@@ -7,14 +7,13 @@ bucket. All of them, of all models, work in the same memory: only one runs at a 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from contextlib import suppress
-from functools import cache
-from typing import Any, Protocol
+from functools import partial
+from typing import Protocol
 
 import torch
 
-from lodger.runtime.allocator import capture_stream, capturing, make_workspace
 from lodger.runtime.encoder import Layers, finish
+from lodger.runtime.graphs import captured
 from lodger.runtime.kernels.tiling import TEXT_ROWS, text_tiles
 from lodger.runtime.packed import PackedBatch
 from lodger.runtime.recovery import is_out_of_memory
@@ -95,18 +94,7 @@ class EncoderGraphs:
             self._tiles = torch.zeros(_tiles(BUCKETS[-1]), 4, dtype=torch.int32, device=self._device)
             self._hidden = torch.zeros(self._shape, dtype=self._dtype, device=self._device)
         self._step(size)
-        graph = torch.cuda.CUDAGraph()
-        with capturing(), torch.cuda.stream(capture_stream(self._device)):
-            make_workspace()
-            graph.capture_begin(pool=_pool(self._device), capture_error_mode="thread_local")  # others go on meanwhile
-            try:
-                self._step(size)
-            except BaseException:
-                with suppress(RuntimeError):  # of a capture that is invalid by now; what made it so is raised
-                    graph.capture_end()
-                raise
-            graph.capture_end()
-        return graph
+        return captured(partial(self._step, size), self._device)
 
     def _step(self, size: int) -> None:
         self._hidden[:size].copy_(finish(self._forward(self._inputs_of(size), self._tiles[: _tiles(size)])))
@@ -129,9 +117,3 @@ def bucket_within(tokens: int) -> int:
 def _tiles(size: int) -> int:
     """Tiles of attention in a bucket: those of whole texts, and one more for each that ends in part of a tile."""
     return -(-size // TEXT_ROWS) + max(size // _SHORT, _LEAST_TILES)
-
-
-@cache
-def _pool(device: torch.device) -> Any:
-    """The memory of all graphs of encoders on a device."""
-    return torch.cuda.graph_pool_handle()

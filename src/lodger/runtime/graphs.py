@@ -1,7 +1,7 @@
 """Decode steps as CUDA graphs: hundreds of launches for the price of one.
 
 For each of some numbers of rows (`buckets`) a step is captured once, from the newest tokens to the best next ones. A
-step of fewer rows runs in the next larger bucket. All graphs share one pool of memory: only one runs at a time.
+step of fewer rows runs in the next larger bucket. All graphs work in the same memory: only one runs at a time.
 """
 
 from __future__ import annotations
@@ -10,19 +10,18 @@ from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
-from lodger.runtime.allocator import capture_stream, capturing, make_workspace
+from lodger.runtime import fused
+from lodger.runtime.allocator import capture_pool, capture_stream, capturing, make_workspace
 from lodger.runtime.arena import for_cache
 from lodger.runtime.attention.paged import DecodePlan
 from lodger.runtime.context import attending
-from lodger.runtime.fused import FusedDecoder
 from lodger.runtime.kernels.arrivals import own_counters
 from lodger.runtime.kernels.decode_inputs import spread
 from lodger.runtime.kv import KVCache
-from lodger.runtime.layers import PlainLinear
 from lodger.runtime.packed import PackedBatch
 from lodger.runtime.runner import Runner
 from lodger.runtime.step_inputs import StepInputs
@@ -64,7 +63,7 @@ class DecodeGraphs:
         self._arena = for_cache(self._device, shape.numel() * dtype.itemsize)
         self._logits = self._arena.zeros(shape, dtype)
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
-        self._processors = torch.cuda.get_device_properties(self._device).multi_processor_count
+        self.processors = torch.cuda.get_device_properties(self._device).multi_processor_count
         self._capture(runner)
 
     @torch.inference_mode()
@@ -73,12 +72,11 @@ class DecodeGraphs:
 
         Each step runs once before, so that nothing is compiled, loaded or allocated for good while it is captured.
         """
-        self.pool = torch.cuda.graph_pool_handle()
         with own_counters(self._device) as self._counters:
             for size in reversed(self.buckets):
                 self._inputs.send([], size, {})
                 self._step(runner, size)
-                self._graphs[size] = captured(partial(self._step, runner, size), self.pool, self._device)
+                self._graphs[size] = captured(partial(self._step, runner, size), self._device)
 
     def rest(self) -> None:
         """Until `resume` no step runs, and the largest part of what they need is given back."""
@@ -114,24 +112,23 @@ class DecodeGraphs:
         inputs, table = self._inputs.of(rows), self._inputs.table
         tokens, records, slots = self._tokens[:rows], self._records[:rows], inputs[3]
         spread(inputs, self._latest, tokens, records, table, self._cache.block_size)
-        assert isinstance(runner.backbone, FusedDecoder)
-        plan = DecodePlan(self._cache.tensor, slots, records, table, runner.backbone.heads, self._processors)
+        assert isinstance(runner.backbone, fused.FusedDecoder)
+        plan = DecodePlan(self._cache.tensor, slots, records, table, runner.backbone.heads, self.processors)
         with attending(plan):
             hidden = runner.backbone(PackedBatch(tokens, inputs[2], tuple(range(rows + 1)), slots=slots))
         logits = self._logits[:rows]
-        if isinstance(runner.lm_head, PlainLinear) and runner.lm_head.bias is None:
-            torch.mm(hidden, runner.lm_head.weight.t(), out=logits)
-        elif runner.lm_head is not None:
-            logits.copy_(runner.lm_head(hidden))
+        if runner.lm_head is not None:
+            fused.product(hidden, runner.lm_head, logits)
         self._latest[:rows].copy_(logits.argmax(dim=-1))
 
 
-def captured(step: Callable[[], None], pool: Any, device: torch.device) -> torch.cuda.CUDAGraph:
-    """What `step` launches, which it has done once before. Its memory is in `pool`."""
+def captured(step: Callable[[], None], device: torch.device) -> torch.cuda.CUDAGraph:
+    """What `step` launches, which it has done once before."""
     graph = torch.cuda.CUDAGraph()
     with capturing(), torch.cuda.stream(capture_stream(device)):
         make_workspace()
-        graph.capture_begin(pool=pool, capture_error_mode="thread_local")  # other models go on meanwhile
+        # Other models go on meanwhile.
+        graph.capture_begin(pool=capture_pool(device), capture_error_mode="thread_local")
         try:
             step()
         except BaseException:

@@ -72,11 +72,20 @@ class Sampler:
         self._fixed = _numbers(rules, vocab_size)
         self._random = random.Random(seed)
         self._drawn: float | None = None  # for the token that is not accepted yet
-        self.memory: torch.Tensor | None = None  # [vocab_size] int32: times generated, and _PROMPT if in the prompt
-        if rules.penalises:
-            self.memory = torch.zeros(vocab_size, dtype=torch.int32, device=device)
-            self.memory.index_fill_(0, upload(prompt, torch.int64, device), _PROMPT)
-            self._one = self.memory.new_ones(1)
+        self._memory: torch.Tensor | None = None
+        self._remembered = prompt, vocab_size, device
+
+    @property
+    def memory(self) -> torch.Tensor | None:
+        """[vocab_size] int32: times generated, and _PROMPT if in the prompt; None where no rule asks for it. Made for
+        the first token that is chosen: those who wait for their turn have none."""
+        if self._memory is None and self.rules.penalises:
+            prompt, vocab_size, device = self._remembered
+            memory = torch.zeros(vocab_size, dtype=torch.int32, device=device)
+            memory.index_fill_(0, upload(prompt, torch.int64, device), _PROMPT)
+            self._one = memory.new_ones(1)
+            self._memory = memory
+        return self._memory
 
     def draw(self) -> float:
         """The next random number, 0 <= number < 1. The same one until a token is accepted: a step may be repeated."""
