@@ -2,9 +2,9 @@
 
 `_scan` reads the logits once, in chunks, and keeps the highest of each chunk and the sum of its exponentials. The k-th
 highest of those is no higher than the k-th highest logit of all, so what is not below it (`_gather`) are few candidates
-that hold the top k. `_pick` finds thresholds among them bit by bit: the k-th highest number, the one at which top-p is
-reached, and the one at which the running probability passes the random number. Where the candidates hold too little
-probability for top-p, or are too many, it does the same with all logits.
+that hold the top k. `_pick` finds thresholds among them, four bits at a time: the k-th highest number, the one at which
+top-p is reached, and the one at which the running probability passes the random number. Where the candidates hold too
+little probability for top-p, or are too many, it does the same with all logits.
 
 Numbers are compared by their bits as integers in the same order, and equals rank by their place in the vocabulary.
 """
@@ -22,6 +22,7 @@ CHUNK = 1024  # logits
 CANDIDATES = 1024  # of one row
 RULES = 8  # numbers of each row: temperature, top_p, top_k, min_p, three penalties, its random number
 PEAKS_FOR_TOP_P = 128  # chunks from which candidates are taken where top-k does not say how many
+LEAST: tl.constexpr = tl.constexpr(-2147483648)  # of all keys
 BELOW_1: tl.constexpr = tl.constexpr(0.9999999)
 PROMPT = 1 << 30  # in a memory: the token is in the prompt
 
@@ -43,11 +44,11 @@ def draw(logits: torch.Tensor, rules: torch.Tensor, places: torch.Tensor, chosen
     tokens = logits.new_empty(rows, CANDIDATES, dtype=torch.int32)
     counts = logits.new_empty(rows, dtype=torch.int32)
     given = logits, rules, places, peaks, sums, logits.stride(0), vocab_size
-    same = {"CHUNK": CHUNK, "PROMPT": PROMPT, "RULES": RULES, "num_warps": 4}
+    same = {"CHUNK": CHUNK, "PROMPT": PROMPT, "RULES": RULES}
     padded = {"CHUNKS": triton.next_power_of_2(chunks), "CANDIDATES": CANDIDATES}
-    _scan[(rows, chunks)](*given, **same)
-    _gather[(rows,)](*given, values, tokens, counts, PEAKS_FOR_TOP_P, **same, **padded)
-    _pick[(rows,)](*given, values, tokens, counts, chosen, **same, **padded)
+    _scan[(rows, chunks)](*given, **same, num_warps=4)
+    _gather[(rows,)](*given, values, tokens, counts, PEAKS_FOR_TOP_P, **same, **padded, num_warps=4)
+    _pick[(rows,)](*given, values, tokens, counts, chosen, **same, **padded, num_warps=8)
 
 
 def count(chosen: torch.Tensor, places: torch.Tensor) -> None:
@@ -70,16 +71,15 @@ def _scaled(logits, memory, at, known, rules, PROMPT: tl.constexpr):
 
 @triton.jit
 def _key(x):
-    """int64 in the order of the float32."""
+    """int32 in the order of the float32."""
     bits = x.to(tl.int32, bitcast=True)
-    return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.int64)
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
 
 @triton.jit
 def _number(key):
     """The float32 that `_key` made this of."""
-    bits = key.to(tl.int32)
-    return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
+    return (key ^ ((key >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -118,10 +118,12 @@ def _gather(
     ranked = (top_k > 0) | (tl.load(rules + 1) < 1)
     wanted = tl.minimum(tl.where(top_k > 0, top_k, for_top_p), chunks)
     key = _key(peak)
-    low = tl.full([], -2147483648, tl.int64)
-    for bit in range(32):
-        higher = low + (tl.full([], 1, tl.int64) << (31 - bit))
-        low = tl.where(tl.sum((key >= higher).to(tl.int32), 0) >= wanted, higher, low)
+    low = tl.full([], LEAST, tl.int32)
+    digit = tl.arange(0, 16)
+    for n in range(8):  # four bits at a time
+        keys = low + (digit << (28 - 4 * n))
+        reached = tl.sum((key[None, :] >= keys[:, None]).to(tl.int32), 1) >= wanted
+        low += tl.sum((reached & (digit > 0)).to(tl.int32), 0) << (28 - 4 * n)
     if (ranked == 0) & (min_p > 0):
         low = _key(top + tl.log(min_p) - 1e-3)  # chunks below it hold nothing that min-p keeps
     found = 0
@@ -168,19 +170,22 @@ def _highest(
     CHUNK: tl.constexpr, PROMPT: tl.constexpr,
 ):  # fmt: skip
     """The highest key so that what is not below it is at least `wanted`, or `more`: in weight, of what has at least the
-    key `lowest` and the weight `floor`, or in numbers if `counted`."""
-    low = tl.full([], -2147483648, tl.int64)
-    for bit in range(32):
-        higher = low + (tl.full([], 1, tl.int64) << (31 - bit))
-        total = tl.zeros([CHUNK], tl.float32)
+    key `lowest` and the weight `floor`, or in numbers if `counted`. Four bits at a time."""
+    low = tl.full([], LEAST, tl.int32)
+    digit = tl.arange(0, 16)
+    for n in range(8):
+        keys = low + (digit << (28 - 4 * n))
+        total = tl.zeros([16, CHUNK], tl.float32)
         for at in range(0, count, CHUNK):
             key, weight, _, known = _block(
                 logits, memory, rules, values, tokens, at, count, all_of_it, top, CHUNK, PROMPT
             )
-            taken = (key >= tl.maximum(higher, lowest)) & (weight >= floor) & known
-            total += tl.where(taken, tl.where(counted, 1.0, weight), 0.0)
-        held = tl.sum(total, 0)
-        low = tl.where((held > wanted) | ((held == wanted) & (more == 0)), higher, low)
+            taken = (key >= lowest) & (weight >= floor) & known
+            amount = tl.where(taken, tl.where(counted, 1.0, weight), 0.0)
+            total += tl.where(key[None, :] >= keys[:, None], amount[None, :], 0.0)
+        held = tl.sum(total, 1)
+        enough = (held > wanted) | ((held == wanted) & (more == 0))
+        low += tl.sum((enough & (digit > 0)).to(tl.int32), 0) << (28 - 4 * n)
     return low
 
 
@@ -253,7 +258,7 @@ def _pick(
     floor, number = tl.load(rules + 3), tl.load(rules + 7)
     if (top_k > 0) | (top_p < 1):
         count = tl.load(counts + row)
-        lowest = tl.full([], -2147483648, tl.int64)
+        lowest = tl.full([], LEAST, tl.int32)
         all_of_it = count > CANDIDATES
         if top_k == 0:
             if all_of_it == 0:
