@@ -76,6 +76,7 @@ def test_the_table_for_a_terminal_and_for_a_page() -> None:
 
 def raw_parts() -> dict[str, Any]:
     chats = [{"streams": n, "tok_s": 200 * n, "graph_ms": 4.0, "step_ms": 5.0} for n in (1, 8)]
+    drawn = [{"streams": 256, "rules": "top-k", "tok_s": 9000.0, "step_ms": 12.0}]
     products = [
         {"product": name, "tokens": 8, "int8": 20e-6, "bfloat16": 30e-6, "read": 10e-6}
         for name in ("qkv", "out", "gate_up", "down")
@@ -93,6 +94,7 @@ def raw_parts() -> dict[str, Any]:
     lanes = {"chats alone": {"between_tokens_ms": gaps}, "chats, a book": beside, "chats, a book, reranks": all_three}
     held_at = [{"card": 11 * 2**30}, {"card": 11 * 2**30 + 2**20}]
     streams = [{"streams": n, "alone": {"tok_s": 100.0 * n}, "http": {"tok_s": 91.0 * n}} for n in (8, 128)]
+    long = {"documents": 2, "tokens": 8192, "tok_s": 2e5, "held_mib": 100.0}
     budget = {"budget": 11.2, "chats": 128, "rates": [100.0, 9100.0, 9500.0], "held": 11 * 2**30}
     raw = {
         "budget": budget,
@@ -100,11 +102,11 @@ def raw_parts() -> dict[str, Any]:
         "http": {"rows": streams},
         "lanes": {"together": lanes, "apart": {"chats, a book": beside}},
         "soak": {"held": held_at, "answers": {"chat": 15_000, "embed": 5_000}},
-        "encode": {"rows": texts},
+        "encode": {"rows": texts, "operations_s": 7e14, "long": [long]},
         "memory": {"budgets": {"9.1": held}},
         "start": {"budget": 8.5, "quantization": "int8", "starts": starts},
         "limits": limits,
-        "decode": {"rows": chats, "prefill": {"tokens": 8000, "first_ms": 150.0}},
+        "decode": {"rows": chats, "drawn": drawn, "prefill": {"tokens": 8000, "first_ms": 150.0}},
         "decode-int8": {"rows": chats[:1]},
         "attention": limits | {"rows": [case]},
         "w8a16": {"rows": products},
@@ -139,6 +141,7 @@ def test_every_part_is_read_into_rows_beside_its_peers_and_targets() -> None:
     assert found["kernels against float32: failures beside 200 passes"].met is False
     inside = found["128 chats, three models in 11.2 GiB, int8"]
     assert (inside.measured, inside.peer, inside.met) == (9500, 4694, True)
+    assert found["2 documents of 8,192 tokens at once"].share == pytest.approx(0.2 / 0.4968, rel=1e-2)
     book = found["8 chats beside a book: between tokens, p99"]
     assert (book.measured, book.peer, book.met) == (6.5, 12.28, True)
     assert found["8 chats beside a book: embedded meanwhile"].met
@@ -199,6 +202,16 @@ def test_parts_that_did_not_run_again_keep_what_they_had() -> None:
         "sleep": ("failed", "def"),
     }
     assert before["parts"]["sleep"]["state"] == "ok", "nothing is changed in place"
+
+
+def test_a_file_of_another_run_is_added(tmp_path: Path) -> None:
+    files = tmp_path / "one.json", tmp_path / "two.json"
+    for file, one in zip(files, (now("abc", limits="ok"), now("def", soak="ok")), strict=True):
+        document.write(file, document.merge(None, one))
+    command = [sys.executable, "-m", "bench.gpu", "--out", str(files[0]), "--add", str(files[1])]
+    subprocess.run(command, capture_output=True, text=True, cwd=parts.ROOT, timeout=120, check=True)
+    merged = json.loads(files[0].read_text())["parts"]
+    assert {name: part["commit"] for name, part in merged.items()} == {"limits": "abc", "soak": "def"}
 
 
 def test_numbers_of_two_cards_are_not_merged() -> None:

@@ -4,12 +4,13 @@
 
 Without PART all of them run, one after the other, each in a process of its own. The raw numbers of all are one JSON
 (default: bench/results/gpu/DATE-CARD.json), where parts that were not run again keep what they had; the table comes
-from that file. `--show` prints the table of a file and runs nothing.
+from that file. Without PART, `--show` prints the table of a file, and `--add` puts another file's parts into it.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import signal
 import sys
 import time
@@ -32,12 +33,14 @@ def options() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="the JSON")
     parser.add_argument("--tokenizer", type=Path, help="tokenizer.json for the parts that read text")
     parser.add_argument("--commit", help="of a copy of the sources without git")
+    parser.add_argument("--add", type=Path, metavar="FILE", help="put the parts of another run on this card into --out")
     parser.add_argument("--show", action="store_true", help="only print the table of --out")
     given = parser.parse_args()
     if unknown := [name for name in given.parts if name not in PARTS]:
         parser.error(f"there is no part {', '.join(unknown)}; there are {', '.join(PARTS)}")
-    if given.show and not (given.out and given.out.exists()):
-        parser.error("--show needs --out with a file that is there")
+    given.parts = given.parts or ([] if given.show or given.add else list(PARTS))
+    if (given.show or given.add) and not (given.out and given.out.exists()):
+        parser.error("--show and --add need --out with a file that is there")
     return given
 
 
@@ -73,15 +76,17 @@ def main() -> None:
     given = options()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the part ends with us
     out = given.out
-    if not given.show:
+    if given.add:
+        document.write(out, document.merge(document.read(out), json.loads(given.add.read_text())))
+    if given.parts:
         need_gpu()
-        out = measure(given.parts or list(PARTS), given.commit, given.out, given.tokenizer)
+        out = measure(given.parts, given.commit, out, given.tokenizer)
     found = document.read(out)
     if not found:
         raise SystemExit("Error: nothing was measured.")
     show(found)
     good = {name for name, one in found["parts"].items() if one["state"] == "ok"}
-    raise SystemExit(not good.issuperset(given.parts or PARTS))
+    raise SystemExit(not good.issuperset(given.parts or found["parts"]))
 
 
 if __name__ == "__main__":

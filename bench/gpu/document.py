@@ -34,7 +34,8 @@ def merge(before: Document | None, now: Document) -> Document:
     Raises:
         SystemExit: they are of different cards.
     """
-    stamped = {name: part | {"date": now["date"], "commit": now["commit"]} for name, part in now["parts"].items()}
+    stamp = {"date": now["date"], "commit": now["commit"]}
+    stamped = {name: stamp | part for name, part in now["parts"].items()}
     if before is None:
         return now | {"parts": stamped}
     theirs, ours = (_cards(document) for document in (before, now))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.gpu.bounds import QWEN3_4B, Rates, chats_s, decode_step_s, prefill_s
+from bench.gpu.bounds import QWEN3_4B, XLM_R_LARGE, Rates, chats_s, decode_step_s, encoded_tok_s, prefill_s
 from bench.gpu.sheet import Row
 
 PEERS = Path(__file__).parent.parent / "results" / "gpu" / "peers.json"
@@ -96,6 +96,10 @@ def _chats(label: str, weight_bytes: float, targets: dict[int, int], peers: Raw)
             yield Row(name, row["tok_s"], "tok/s", limit, peers.get(str(n)), targets.get(n))
             yield Row(f"{label}, {n}: one captured step", row["graph_ms"], "ms", step, less=True)
             yield Row(f"{label}, {n}: one step with the host", row["step_ms"], "ms", step, less=True)
+        for row in raw.get("drawn", ()):
+            name = f"{label}, {row['streams']}, drawn with {row['rules']}"
+            yield Row(f"{name}: in all", row["tok_s"], "tok/s")
+            yield Row(f"{name}: one step with the host", row["step_ms"], "ms", less=True)
         if "prefill" in raw:
             tokens = raw["prefill"]["tokens"]
             limit = beside.rates and prefill_s(beside.rates, QWEN3_4B, tokens) * 1e3
@@ -118,10 +122,16 @@ def _int8(raw: Raw, beside: Beside) -> Iterator[Row]:
 
 def _encode(raw: Raw, beside: Beside) -> Iterator[Row]:
     peer = beside.peers["encoder"]["tok_s"]
+    rates = Rates(0, raw["operations_s"])
     for row in raw["rows"]:
         name = {"embed": "2,048 texts", "rerank": "2,048 pairs"}[row["lane"]]
         what = f"{name}, steps of {row['step_tokens']:,} tokens"
         yield Row(what, row["tok_s"] / 1e3, "k tok/s", row["limit_tok_s"] / 1e3, peer / 1e3, ENCODER_TARGET)
+    for row in raw.get("long", ()):
+        name = f"{row['documents']} documents of {row['tokens']:,} tokens at once"
+        limit = encoded_tok_s(rates, XLM_R_LARGE, [row["tokens"]])
+        yield Row(name, row["tok_s"] / 1e3, "k tok/s", limit / 1e3)
+        yield Row(f"{name}: held beside the weights", row["held_mib"], "MiB", less=True)
 
 
 def _lanes(raw: Raw, beside: Beside) -> Iterator[Row]:
