@@ -18,8 +18,9 @@ from lodger.runtime.kernels.tiling import TEXT_ROWS, text_tiles
 from lodger.runtime.packed import PackedBatch
 from lodger.runtime.recovery import is_out_of_memory
 
-# Beside chats a step is cut to a bucket, so they are close together where such steps are.
-BUCKETS: tuple[int, ...] = (64, 128, 256, 384, 512, 768, *range(1024, 3072, 256), 3072, 3584, 4096)
+# Beside chats a step is cut to a bucket. Those between are left out that are no faster than the next larger one: on an
+# H100 1,792 tokens take 2.53 ms and 2,048 take 2.66, 2,304 take 3.24 and 2,560 3.36.
+BUCKETS: tuple[int, ...] = (64, 128, 256, 384, 512, 768, 1024, 1280, 1536, 2048, 2560, 3072, 4096)
 _SHORT = 32  # tokens of a text: where more of them are shorter, there may not be tiles for all
 _LEAST_TILES = 16
 
@@ -89,19 +90,24 @@ class EncoderGraphs:
     @torch.inference_mode()
     def _capture(self, size: int) -> torch.cuda.CUDAGraph:
         """After one run of it, so that nothing is compiled or loaded while it is captured."""
-        if not len(self._hidden):
-            self._inputs = torch.zeros(3 * BUCKETS[-1], dtype=torch.int64, device=self._device)
-            self._tiles = torch.zeros(_tiles(BUCKETS[-1]), 4, dtype=torch.int32, device=self._device)
-            self._hidden = torch.zeros(self._shape, dtype=self._dtype, device=self._device)
+        self._prepare()
         self._step(size)
         return captured(partial(self._step, size), self._device)
+
+    def _prepare(self) -> None:
+        """What all buckets read and write."""
+        if not len(self._hidden):
+            self._inputs = torch.zeros(3, BUCKETS[-1], dtype=torch.int64, device=self._device)
+            self._tiles = torch.zeros(_tiles(BUCKETS[-1]), 4, dtype=torch.int32, device=self._device)
+            self._hidden = torch.zeros(self._shape, dtype=self._dtype, device=self._device)
 
     def _step(self, size: int) -> None:
         self._hidden[:size].copy_(finish(self._forward(self._inputs_of(size), self._tiles[: _tiles(size)])))
 
     def _inputs_of(self, size: int) -> torch.Tensor:
-        """[3, size]; tokens that nobody sent are whatever they were, and attend to nothing."""
-        return self._inputs[: 3 * size].view(3, size)
+        """[3, size]. Behind what was sent stands what other steps sent there: tokens where tokens belong, and positions
+        where positions do, so that every row of a table that is looked up exists. They attend to nothing."""
+        return self._inputs[:, :size]
 
 
 def bucket_for(tokens: int) -> int:
@@ -115,5 +121,5 @@ def bucket_within(tokens: int) -> int:
 
 
 def _tiles(size: int) -> int:
-    """Tiles of attention in a bucket: those of whole texts, and one more for each that ends in part of a tile."""
-    return -(-size // TEXT_ROWS) + max(size // _SHORT, _LEAST_TILES)
+    """Tiles of attention in a bucket: enough for texts of `_SHORT` tokens or more, and for some short ones."""
+    return max(size // _SHORT, size // TEXT_ROWS + _LEAST_TILES)

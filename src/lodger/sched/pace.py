@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from lodger.sched.arbiter import SMALLEST_STEP, micro_step_tokens
 
-INTERVAL_MS = 6.5  # wanted between two tokens of a chat while other work runs
+INTERVAL_MS = 6.8  # wanted between two tokens of a chat while other work runs
 LEAST_SHARE = 0.5  # of the time that decoding takes: other work gets so much even where no interval is left for it
 _MEMORY = 0.75  # of what was known in what is known after one more measurement
 

