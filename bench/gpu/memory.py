@@ -36,9 +36,9 @@ from lodger.units import GIB, MIB
 
 DEVICE = torch.device("cuda:0")
 BUDGETS: tuple[tuple[float, Literal["int8"] | None], ...] = (
+    (11.9, None),
     (8.5, "int8"),
     (10, "int8"),
-    (11.9, None),
     (16, None),
     (24, None),
 )
@@ -115,8 +115,9 @@ def measured(models: Models, before: int) -> dict[str, int]:
     memory = virtual_memory(DEVICE)
     mapped = memory.mapped if memory else 0
     held = [model.memory() for model in models.values()]
-    weights = sum(one["weights"] for one in held)
-    captured = steps = products = 0  # bytes of torch's allocator; those of cuBLAS are the process's
+    weights, kv_cache = (sum(one.get(part, 0) for one in held) for part in ("weights", "kv_cache"))
+    captured = mapped - weights - kv_cache  # rows of logits
+    steps = products = 0  # bytes of torch's allocator; those of cuBLAS are the process's
     for segment in torch.cuda.memory_snapshot():  # type: ignore[no-untyped-call]
         graphs = tuple(segment["segment_pool_id"]) != (0, 0)
         live = [block["size"] for block in segment["blocks"] if block["state"].startswith("active")]
@@ -128,7 +129,7 @@ def measured(models: Models, before: int) -> dict[str, int]:
     return {
         "process": total - torch.cuda.memory_reserved() - mapped + products,
         "weights": weights,
-        "kv_cache": mapped - weights,
+        "kv_cache": kv_cache,
         "captured": captured,
         "activations": steps,
         "total": total,

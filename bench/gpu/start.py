@@ -3,8 +3,9 @@
     python -m bench.gpu.start [--out FILE] [--budget GIB] [--quantization int8]
 
 The three models of `bench.gpu.memory`, their files in RAM, named by a lodger.yaml as a user writes it, with a reserve
-that leaves the budget. The first start finds no compiled kernels, the second one does. Then long and many requests come
-over HTTP, and NVML says what the whole card holds, beside what `lodger plan` had said.
+that leaves the budget. Both starts find the kernels compiled that this machine has compiled before, in Triton's own
+folder; the second one finds Python's files in the page cache too. Then long and many requests come over HTTP, and NVML
+says what the whole card holds, beside what `lodger plan` had said.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -87,6 +89,9 @@ def main() -> None:
         before = used()
         file = wanted(Path(home), folders, given.budget, given.quantization)
         found["planned"] = plan = planned(file, Path(home))
+        compiled = Path.home() / ".triton" / "cache"
+        if compiled.exists():
+            shutil.copytree(compiled, Path(home) / "cache" / "triton")
         up = lodger("up", "--file", file, "--home", home, "--port", str(PORT))
         for number in range(2):
             server = servers.Server(up, dict(os.environ), sys.executable, PORT)

@@ -271,6 +271,17 @@ def test_a_loaded_model_keeps_its_grant_whatever_comes() -> None:
     assert together.models[0] == alone
 
 
+@pytest.mark.parametrize(("quantization", "most"), [(None, 11.9), ("int8", 8.5)])
+@pytest.mark.parametrize("capability", [(8, 0), (9, 0)])
+def test_three_models_of_8192_tokens_fit(quantization: str | None, most: float, capability: tuple[int, int]) -> None:
+    card = msgspec.structs.replace(gpu(free=most), compute_capability=capability)
+    wanted = [candidate("chat", QWEN3_4B, context_length=8192, quantization=quantization)]
+    wanted += [candidate(uid, facts, context_length=8192) for uid, facts in (("e", BGE_M3), ("r", RERANKER))]
+    made = plan(card, tuple(wanted), reserve=0)
+    assert {model.budget.context_length for model in made.models} == {8192}
+    assert made.models[0].budget.sequences >= 32
+
+
 def test_an_encoder_of_short_texts_packs_a_full_step_where_there_is_room() -> None:
     model, roomy = candidate("m", MINILM), gpu(free=14)
     least = needed(roomy, demands(roomy, (model,)))

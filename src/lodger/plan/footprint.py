@@ -17,7 +17,7 @@ ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 QUANTISED_WORKSPACE = 32 * MIB
 HALF = ("bfloat16", "float16")
 
-CUDA_CONTEXT = 530 * MIB  # 529 measured on an H100 (driver 580, torch 2.11)
+CUDA_CONTEXT = 529 * MIB  # measured on an H100 (driver 580, torch 2.11)
 # What the driver has for kernels of torch, cuBLAS and Triton and for captured steps: 300 to 340 MiB with three models
 # that have served all kinds of requests (H100, H200).
 KERNELS = 310 * MIB
@@ -30,7 +30,7 @@ TOKENIZER_ENTRY = 720
 LOGITS_ROWS = {"cpu": 64, "cuda": 256}  # rows of logits at once: a step's sequences in the runtime (MAX_RUNNING)
 SAMPLED_ROWS = 32  # of them that are not simply the best token, and go through sampling together (AT_ONCE)
 CAPTURED_PARTS = 8 * MIB  # parts of products and attention that are split among programs, in captured steps
-CAPTURED_CHUNK, CAPTURED_TEXTS = 256, 4096  # most tokens of a captured prefill step, and of a captured forward of texts
+CAPTURED_CHUNK, CAPTURED_TEXTS = 512, 4096  # most tokens of a captured prefill step, and of a captured forward of texts
 # A vector for every token: a worker on a CPU held 330 MiB more while its largest answer, 63 MiB of them, went out (as
 # tensors, as bytes, as a message, as a frame and in the socket's buffer; psutil, 16,000 tokens of 1,024 dimensions).
 ANSWER = 330 * MIB
