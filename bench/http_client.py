@@ -7,8 +7,9 @@ import json
 import multiprocessing
 import statistics
 import time
+from collections.abc import Callable
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, Protocol
 
 import psutil
 import uvloop
@@ -17,11 +18,22 @@ from bench.load import text
 
 WORDS = 240  # of each prompt: about 256 tokens with the marks of the chat
 _EVENT, _END = b'data: {"', b"data: [DONE]\n\n"
+_SHOWN = 0.005  # share of a core that is worth a line
 _SEEN = 600  # bytes of the end of an answer that hold its usage
 
 
 def prompt(number: int) -> str:
     return text(WORDS, number)
+
+
+class Talk(Protocol):
+    """One connection."""
+
+    done: asyncio.Future[None]
+
+    def send(self) -> None: ...
+
+    def result(self) -> dict[str, Any]: ...
 
 
 class Stream(asyncio.Protocol):
@@ -62,51 +74,78 @@ class Stream(asyncio.Protocol):
         return {"sent": self.sent, "arrivals": self.arrivals, "events": self.events, "tokens": int(usage)}
 
 
-async def _streams(host: str, port: int, requests: list[bytes], gate: Connection) -> list[dict[str, Any]]:
-    loop = asyncio.get_running_loop()
-    made = [await loop.create_connection(lambda body=body: Stream(body), host, port) for body in requests]  # type: ignore[misc]
-    streams = [stream for _, stream in made]
+class Exchange(asyncio.Protocol):
+    """Requests one after the other on one connection, answers read to their end and thrown away."""
+
+    def __init__(self, requests: list[bytes]) -> None:
+        self._requests = iter(requests)
+        self._left = 0  # bytes of the answer that is being read
+        self.done = asyncio.get_running_loop().create_future()
+        self.sent = 0.0
+        self.times: list[float] = []  # seconds of each
+        self.bytes = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport
+
+    def send(self) -> None:
+        body = next(self._requests, None)
+        if body is None:
+            self.done.set_result(None)
+            return
+        self.sent = time.perf_counter()
+        self.transport.write(body)  # type: ignore[attr-defined]
+
+    def data_received(self, data: bytes) -> None:
+        self.bytes += len(data)
+        if not self._left:  # the head comes in one piece, and first
+            head, _, data = data.partition(b"\r\n\r\n")
+            if not head.startswith(b"HTTP/1.1 200"):
+                self.done.set_exception(RuntimeError((head + data).decode()))
+                return
+            self._left = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
+        self._left -= len(data)
+        if not self._left:
+            self.times.append(time.perf_counter() - self.sent)
+            self.send()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if not self.done.done():
+            self.done.set_exception(error or RuntimeError("the server closed the connection"))
+
+    def result(self) -> dict[str, Any]:
+        return {"times": self.times, "bytes": self.bytes}
+
+
+async def _talk(port: int, made: Callable[[], list[Talk]], gate: Connection) -> list[dict[str, Any]]:
+    loop, talks = asyncio.get_running_loop(), made()
+    opened = [await loop.create_connection(lambda talk=talk: talk, "127.0.0.1", port) for talk in talks]  # type: ignore[misc]
     gate.send("ready")
     gate.recv()
-    for stream in streams:
-        stream.send()
-    await asyncio.gather(*(stream.done for stream in streams))
-    for transport, _ in made:
+    for talk in talks:
+        talk.send()
+    await asyncio.gather(*(talk.done for talk in talks))
+    for transport, _ in opened:
         transport.close()
-    return [stream.result() for stream in streams]
+    return [talk.result() for talk in talks]
 
 
-def _client(host: str, port: int, requests: list[bytes], gate: Connection) -> None:
+def _client(port: int, made: Callable[[], list[Talk]], gate: Connection) -> None:
     """Runs in a process of its own."""
     cpu = time.process_time()
-    found = uvloop.run(_streams(host, port, requests, gate))
-    gate.send({"streams": found, "cpu": time.process_time() - cpu})
+    found = uvloop.run(_talk(port, made, gate))
+    gate.send({"talks": found, "cpu": time.process_time() - cpu})
 
 
-def request(model: str, number: int, made: int) -> bytes:
-    body = json.dumps(
-        {
-            "model": model,
-            "messages": [{"role": "user", "content": prompt(number)}],
-            "max_tokens": made,
-            "temperature": 0,
-            "repetition_penalty": 1.0,
-            "ignore_eos": True,
-            "stream": True,
-            "stream_options": {"include_usage": True},
-        }
-    ).encode()
-    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
-    return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
-
-
-def through_http(port: int, pid: int, bodies: list[bytes], clients: int) -> dict[str, Any]:
-    """All requests at once, and the CPU that each process used meanwhile."""
-    clients = min(clients, len(bodies))
+def at_once(
+    port: int, pid: int, clients: list[Callable[[], list[Talk]]]
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """All talks of all clients, each client a process, begun together. Their results, and the wall time with the share
+    of a core that each process used."""
     gates, processes = [], []
-    for n in range(clients):
+    for made in clients:
         ours, theirs = multiprocessing.Pipe()
-        process = multiprocessing.Process(target=_client, args=("127.0.0.1", port, bodies[n::clients], theirs))
+        process = multiprocessing.Process(target=_client, args=(port, made, theirs))
         process.start()
         gates.append(ours)
         processes.append(process)
@@ -121,7 +160,37 @@ def through_http(port: int, pid: int, bodies: list[bytes], clients: int) -> dict
         process.join()
     shares = {name: round((after[name] - before.get(name, 0)) / wall, 3) for name in after}
     shares |= {f"client {n}": round(client["cpu"] / wall, 3) for n, client in enumerate(found)}
-    return summary([stream for client in found for stream in client["streams"]]) | {"cpu": shares}
+    used = {name: share for name, share in shares.items() if share >= _SHOWN}
+    return [talk for client in found for talk in client["talks"]], {"wall_s": round(wall, 3), "cpu": used}
+
+
+def through_http(port: int, pid: int, bodies: list[bytes], clients: int) -> dict[str, Any]:
+    """Each request a stream of its own, all at once."""
+    parts = [bodies[n::clients] for n in range(min(clients, len(bodies)))]
+    talks, more = at_once(port, pid, [lambda part=part: list(map(Stream, part)) for part in parts])  # type: ignore[misc]
+    return summary(talks) | more
+
+
+def post(path: str, body: dict[str, Any]) -> bytes:
+    """A request as it goes over the wire."""
+    data = json.dumps(body).encode()
+    head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+    return f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data
+
+
+def request(model: str, number: int, made: int) -> bytes:
+    """A chat that answers with exactly `made` tokens."""
+    body = {
+        "model": model,
+        "messages": [{"role": "user", "content": prompt(number)}],
+        "max_tokens": made,
+        "temperature": 0,
+        "repetition_penalty": 1.0,
+        "ignore_eos": True,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    return post("/v1/chat/completions", body)
 
 
 def cpu_seconds(pid: int) -> dict[str, float]:
@@ -152,14 +221,14 @@ def summary(streams: list[dict[str, Any]]) -> dict[str, Any]:
         "tokens": tokens,
         "tok_s": round(tokens / (end - start), 1),
         "decode_tok_s": round(late / (end - ready), 1) if end > ready else 0.0,
-        "first_ms": _spread(first),
-        "gap_ms": _spread(gaps),
+        "first_ms": spread(first),
+        "gap_ms": spread(gaps),
         "reads": sum(len(s["arrivals"]) for s in streams),
         "events": sum(s["events"] for s in streams),
     }
 
 
-def _spread(seconds: list[float]) -> dict[str, float]:
+def spread(seconds: list[float]) -> dict[str, float]:
     if not seconds:
         return {}
     ordered = sorted(seconds)

@@ -18,12 +18,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 import msgspec
@@ -52,7 +52,8 @@ READY_SECONDS = 120
 class Load:
     """What is asked of whom."""
 
-    model: Path  # folder of a chat model
+    model: Path  # folder of a model
+    kind: Literal["chat", "embedding"] = "chat"
     engine: str = "native"
     device: str = "cpu"
     streams: tuple[int, ...] = (1, 8, 32, 128)
@@ -77,16 +78,23 @@ async def _ask(model: Model, number: int, made: int) -> dict[str, Any]:
     return {"sent": sent, "arrivals": arrivals, "events": len(arrivals), "tokens": tokens}
 
 
-async def _ask_all(model: Model, streams: int, made: int) -> list[dict[str, Any]]:
-    return await asyncio.gather(*(_ask(model, number, made) for number in range(streams)))
+async def _ask_all(model: Model, numbers: Sequence[int], made: int) -> list[dict[str, Any]]:
+    return await asyncio.gather(*(_ask(model, number, made) for number in numbers))
 
 
-def _load(what: Load) -> Model:
+def numbers(streams: int, turn: int) -> range:
+    """Of the prompts of one round: other ones in each, or the prefix cache would have read them all before."""
+    return range((turn + 1) * 10_000 + streams * 1000, (turn + 1) * 10_000 + streams * 1000 + streams)
+
+
+def load(what: Load) -> Model:
     facts = inspect_folder(what.model)
-    spec = ModelSpec(uid="chat", path=str(what.model), context_length=CONTEXT)
+    context = CONTEXT if what.kind == "chat" else None
+    spec = ModelSpec(uid=what.kind, path=str(what.model), context_length=context)
     if what.device == "cpu":
         keys = 2 * facts.layers * facts.kv_heads * facts.head_dim * 4 * KV_TOKENS
-        budget, dtype = Budget(weights=4 * facts.parameters + GIB, kv_cache=keys, context_length=CONTEXT), "float32"
+        weights, dtype = 4 * facts.parameters + GIB, "float32"
+        budget = Budget(weights=weights, kv_cache=keys, context_length=context or facts.context_length)
     else:
         [card, *_] = probe_gpus(visible=["0"])
         view = msgspec.structs.replace(card, free=int(what.gib * GIB), ours=0, neighbours=())
@@ -98,10 +106,10 @@ def _load(what: Load) -> Model:
 
 def _alone(what: Load, out: Connection) -> None:
     """Runs in a process of its own, which takes with it what it held."""
-    model = _load(what)
+    model = load(what)
     for streams in what.streams:
-        rounds = [summary(uvloop.run(_ask_all(model, streams, what.made))) for _ in range(what.rounds + 1)]
-        out.send(best(rounds[1:]))
+        rounds = [uvloop.run(_ask_all(model, numbers(streams, turn), what.made)) for turn in range(what.rounds + 1)]
+        out.send(best([summary(found) for found in rounds[1:]]))
     os._exit(0)
 
 
@@ -124,10 +132,12 @@ def best(rounds: list[dict[str, Any]]) -> dict[str, Any]:
 def serving(what: Load, home: Path) -> Iterator[int]:
     """The pid of a `lodger serve` whose model answers."""
     wanted = home / "lodger.yaml"
-    model: dict[str, Any] = {"path": str(what.model.absolute()), "context_length": CONTEXT}
+    model: dict[str, Any] = {"path": str(what.model.absolute())}
+    if what.kind == "chat":
+        model["context_length"] = CONTEXT
     if what.device != "cpu":
         model["memory"] = f"{what.gib}GiB"
-    wanted.write_text(json.dumps({"models": {"chat": model}}))  # which is YAML too
+    wanted.write_text(json.dumps({"models": {what.kind: model}}))  # which is YAML too
     program = [sys.executable, "-m", "bench.paced" if what.engine == paced.NAME else "lodger", "serve"]
     options = ["--file", str(wanted), "--home", str(home), "--port", str(PORT), "--engine", what.engine]
     here = str(Path(__file__).parent.parent)  # where a worker finds `paced`
@@ -135,7 +145,7 @@ def serving(what: Load, home: Path) -> Iterator[int]:
     with (home / "out.log").open("wb") as log:
         process = subprocess.Popen([*program, *options], stdout=log, stderr=log, env=environment)
         try:
-            _wait_answering(process)
+            _wait_answering(process, what.kind)
             yield process.pid
         except BaseException:
             for file in (home / "out.log", *home.glob("**/*.log")):
@@ -146,12 +156,18 @@ def serving(what: Load, home: Path) -> Iterator[int]:
             process.wait(60)
 
 
-def _wait_answering(process: subprocess.Popen[bytes]) -> None:
-    body = {"model": "chat", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
+_QUESTIONS: dict[str, tuple[str, dict[str, Any]]] = {
+    "chat": ("/v1/chat/completions", {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}),
+    "embedding": ("/v1/embeddings", {"input": "Hi"}),
+}
+
+
+def _wait_answering(process: subprocess.Popen[bytes], kind: str) -> None:
+    path, body = _QUESTIONS[kind]
     deadline = time.monotonic() + READY_SECONDS
     while process.poll() is None and time.monotonic() < deadline:
         try:
-            if httpx.post(f"http://127.0.0.1:{PORT}/v1/chat/completions", json=body, timeout=60).status_code == 200:
+            if httpx.post(f"http://127.0.0.1:{PORT}{path}", json=body | {"model": kind}, timeout=60).status_code == 200:
                 return
         except httpx.TransportError:
             pass
@@ -164,8 +180,11 @@ def measure(what: Load) -> Iterator[dict[str, Any]]:
     rows = [{"streams": n, "alone": row} for n, row in zip(what.streams, alone(what), strict=True)]
     with tempfile.TemporaryDirectory() as home, serving(what, Path(home)) as pid:
         for row in rows:
-            bodies = [request("chat", number, what.made) for number in range(row["streams"])]
-            row["http"] = best([through_http(PORT, pid, bodies, what.clients) for _ in range(what.rounds + 1)][1:])
+            rounds = [
+                [request("chat", number, what.made) for number in numbers(row["streams"], turn)]
+                for turn in range(what.rounds + 1)
+            ]
+            row["http"] = best([through_http(PORT, pid, bodies, what.clients) for bodies in rounds][1:])
             row["share"] = round(row["http"]["tok_s"] / row["alone"]["tok_s"], 3)
             print(f"{row['streams']} streams: {row['share']:.1%} of the engine's rate through HTTP", flush=True)
             for kind in ("alone", "http"):
