@@ -22,7 +22,9 @@ from lodger.runtime.packed import PackedBatch
 from lodger.runtime.runner import Runner
 from lodger.runtime.upload import staged, table
 
-SIZES = (64, 128, 256)  # tokens; no more than rows of a captured decode step, so that both take the same memory
+# Tokens. The plan counts memory for the largest (CAPTURED_CHUNK); quantised weights do without it, whose products of so
+# many tokens take memory of their own.
+SIZES = (64, 128, 256, 512)
 SEQUENCES = 8  # of one step
 
 
@@ -32,7 +34,8 @@ class ChunkGraphs:
     def __init__(self, runner: Runner, cache: KVCache, decode: DecodeGraphs) -> None:
         assert isinstance(runner.backbone, FusedDecoder)
         self._cache, self._device = cache, runner.device
-        most, group = SIZES[-1], runner.backbone.heads // cache.tensor.shape[4]
+        self._sizes = SIZES if runner.precision == runner.precision.dense else SIZES[:-1]
+        most, group = self._sizes[-1], runner.backbone.heads // cache.tensor.shape[4]
         self._shape = chunk_shape(group, cache.tensor.shape[5])
         self._packed = torch.zeros(3, most, dtype=torch.int64, device=self._device)  # tokens, positions, slots
         self._records = torch.zeros(self._tiles(most), 4, dtype=torch.int32, device=self._device)
@@ -49,7 +52,7 @@ class ChunkGraphs:
     @torch.inference_mode()
     def _capture(self, runner: Runner) -> None:
         with own_counters(self._device) as self._counters:
-            for size in reversed(SIZES):
+            for size in reversed(self._sizes):
                 self._packed[2].fill_(-1)
                 self._step(runner, size)
                 self._graphs[size] = captured(partial(self._step, runner, size), self._device)
@@ -65,14 +68,14 @@ class ChunkGraphs:
 
     def serves(self, batch: PackedBatch) -> bool:
         """Not too many tokens, of not too many sequences, none of them too long."""
-        if batch.offsets[-1] > SIZES[-1] or len(batch.blocks) > SEQUENCES:
+        if batch.offsets[-1] > self._sizes[-1] or len(batch.blocks) > SEQUENCES:
             return False
         return max(map(len, batch.blocks)) <= self._table.shape[1]
 
     def run(self, batch: PackedBatch) -> torch.Tensor:
         """Final hidden states [T, hidden_size]; the next step overwrites them."""
         count = batch.offsets[-1]
-        size = next(size for size in SIZES if size >= count)
+        size = next(size for size in self._sizes if size >= count)
         assert batch.slots is not None
         packed = torch.stack([batch.tokens, batch.positions, batch.slots])
         self._packed[2, count:size].fill_(-1)
