@@ -11,13 +11,13 @@ one lane each, on the same card at the same time.
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import count, cycle
 from typing import Any
 
@@ -36,9 +36,10 @@ from lodger.sched.step import Item
 
 CHATS, PROMPT, LONGEST = 8, 256, 4096  # tokens of a chat before it is stopped
 STEP = {"chat": 2048, "embed": 8192, "rerank": 8192}  # as planned for these models
-SETTLE_S, WINDOW_S = 0.7, 2.0  # before each measurement, and of it
+SETTLE_S, WINDOW_S = 0.6, 1.8  # before each measurement, and of it
 RERANK_EVERY_S, DOCUMENTS = 0.25, 64
 NAMES = ("chat", "embed", "rerank")
+Child = subprocess.Popen[str]
 PEER = {"alone": "4.57 / 4.78 ms", "beside": "9.31 / 12.28 ms, 317 k tok/s embedded"}  # two vLLM 0.25.1 processes
 
 
@@ -147,66 +148,66 @@ def window() -> tuple[float, float]:
     return since, time.perf_counter()
 
 
-def together() -> dict[str, Any]:
+def together(loads: dict[str, Chats | Texts]) -> dict[str, Any]:
     """One process: chats alone, with a book, with a book and reranks."""
-    loop = DeviceLoop("cuda:0")
-    loads, rows = {name: opened(name, loop) for name in NAMES}, {}
+    rows = {}
     running: list[str] = []
     for name, label in zip(NAMES, ("chats alone", "chats, a book", "chats, a book, reranks"), strict=True):
         loads[name].start()
         running.append(name)
         since, until = window()
         rows[label] = {key: value for one in running for key, value in loads[one].read(since, until).items()}
-        print(f"{label:<24} {line(rows[label])}", flush=True)
+        print(f"{label:<32} {line(rows[label])}", flush=True)
     for load in loads.values():
         load.stop()
-    loop.close()
     return rows
 
 
-def apart() -> dict[str, Any]:
+def apart(children: dict[str, Child]) -> dict[str, Any]:
     """Three processes: first chats and a book, then all of them."""
-    command = [sys.executable, "-W", "ignore", "-m", "bench.gpu.lanes", "--only"]
-    pipe = subprocess.PIPE
-    children = {name: subprocess.Popen([*command, name], stdin=pipe, stdout=pipe, text=True) for name in NAMES}
     rows = {}
+    for names, label in ((NAMES[:2], "chats, a book"), (NAMES, "chats, a book, reranks")):
+        for name in names:
+            _say(children[name], "go")
+        heard = [json.loads(_hear(children[name])) for name in names]
+        rows[label] = {key: value for one in heard for key, value in one.items()}
+        print(f"{'apart: ' + label:<32} {line(rows[label])}", flush=True)
+    return rows
+
+
+@contextmanager
+def processes() -> Iterator[dict[str, Child]]:
+    """One of its own for each lane. They load at once, and wait."""
+    command, pipe = [sys.executable, "-W", "ignore", "-m", "bench.gpu.lanes", "--only"], subprocess.PIPE
+    children = {name: subprocess.Popen([*command, name], stdin=pipe, stdout=pipe, text=True) for name in NAMES}
     try:
-        for child in children.values():
-            _hear(child)
-        for names, label in ((NAMES[:2], "chats, a book"), (NAMES, "chats, a book, reranks")):
-            for name in names:
-                _say(children[name], "go")
-            heard = [_hear(children[name]) for name in names]
-            rows[label] = {key: value for one in heard for key, value in one.items()}
-            print(f"{'apart: ' + label:<24} {line(rows[label])}", flush=True)
+        yield children
     finally:
         for child in children.values():
             child.kill()
             child.wait()
-    return rows
 
 
 def only(name: str) -> None:
     """One lane in a process of its own: measures a window for each line that it reads."""
     loop = DeviceLoop("cuda:0")
     load = opened(name, loop)
-    print("{}", flush=True)
+    print("ready", flush=True)
     for _ in sys.stdin:
         load.start()
         print(json.dumps(load.read(*window())), flush=True)
         load.stop()
 
 
-def _say(child: subprocess.Popen[str], word: str) -> None:
+def _say(child: Child, word: str) -> None:
     assert child.stdin is not None
     child.stdin.write(word + "\n")
     child.stdin.flush()
 
 
-def _hear(child: subprocess.Popen[str]) -> dict[str, Any]:
+def _hear(child: Child) -> str:
     assert child.stdout is not None
-    found: dict[str, Any] = json.loads(child.stdout.readline())
-    return found
+    return child.stdout.readline()
 
 
 def line(row: dict[str, Any]) -> str:
@@ -229,11 +230,15 @@ def main() -> None:
             only(given.only)
             return
         print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}; p50 / p99 / largest")
-        raw = {"gpu": torch.cuda.get_device_name(), "together": together(), "peer": PEER}
-        part.write(given, raw)
-        gc.collect()
-        torch.cuda.empty_cache()
-        part.write(given, raw | {"apart": apart()})
+        with processes() as children:
+            loop = DeviceLoop("cuda:0")
+            loads = {name: opened(name, loop) for name in NAMES}
+            for child in children.values():
+                _hear(child)  # so that nobody loads while we measure
+            raw = {"gpu": torch.cuda.get_device_name(), "together": together(loads), "peer": PEER}
+            part.write(given, raw)
+            loop.close()
+            part.write(given, raw | {"apart": apart(children)})
 
 
 if __name__ == "__main__":
