@@ -26,8 +26,8 @@ stop:
 
 lint:
 	@scripts/install test
-	@$(BIN)/ruff check . scripts/error_table scripts/readme_plans
-	@$(BIN)/ruff format --check . scripts/error_table scripts/readme_plans
+	@$(BIN)/ruff check . scripts/error_table scripts/readme_plans scripts/gpu_tables
+	@$(BIN)/ruff format --check . scripts/error_table scripts/readme_plans scripts/gpu_tables
 	@$(BIN)/mypy --strict
 
 test: lint

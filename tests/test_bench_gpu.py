@@ -180,10 +180,12 @@ def test_a_whole_run_ends_after_eight_minutes(tmp_path: Path, monkeypatch: pytes
     clock = [1000.0]
     monkeypatch.setattr(whole, "run", run)
     monkeypatch.setattr(whole.time, "monotonic", lambda: clock[0])
-    out = whole.measure(list(PARTS), "given", tmp_path / "run.json")
+    monkeypatch.setattr(sys, "argv", ["bench.gpu", "--commit", "given", "--out", str(tmp_path / "run.json")])
+    out = whole.measure(whole.options())
     assert sum(given) <= 480
     found = document.read(out)
     assert found
+    assert found["commit"] == "given"
     assert 0 < len(found["parts"]) == len(given) < len(PARTS), "parts that found no time are not in it"
 
 

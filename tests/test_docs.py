@@ -128,6 +128,16 @@ def test_the_plans_on_the_pages_are_what_lodger_prints() -> None:
     assert readme.count("Smallest grants:") == 1, "one of them is a refusal with every number"
 
 
+def test_the_tables_of_a_gpu_are_what_the_newest_results_say() -> None:
+    script = runpy.run_path(str(ROOT / "scripts" / "gpu_tables"))
+    for page, printed in script["pages"]().items():
+        assert page.read_text() == printed, f"{page_id(page)}: run scripts/gpu_tables"
+    shown = {
+        mark[1] for page in script["PAGES"] for mark in re.findall(r"(<!-- gpu ([a-z0-9-]+) -->)", page.read_text())
+    }
+    assert shown == set(script["TABLES"]), "every table stands on a page"
+
+
 def test_the_locks_hold_what_the_project_asks_for() -> None:
     text = (ROOT / "pyproject.toml").read_text()
     groups = {name: re.findall(r'^  "([^"]+)",?$', body, flags=re.M) for name, body in _lists(text)}

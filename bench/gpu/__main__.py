@@ -32,7 +32,8 @@ def options() -> argparse.Namespace:
     parser.add_argument("parts", nargs="*", metavar="PART", help="default: all")
     parser.add_argument("--out", type=Path, help="the JSON")
     parser.add_argument("--tokenizer", type=Path, help="tokenizer.json for the parts that read text")
-    parser.add_argument("--commit", help="of a copy of the sources without git")
+    parser.add_argument("--within", type=int, default=WHOLE_S, metavar="SECONDS", help=f"of a whole run ({WHOLE_S})")
+    parser.add_argument("--commit", help="of a copy of the sources whose git does not know it")
     parser.add_argument("--add", type=Path, metavar="FILE", help="put the parts of another run on this card into --out")
     parser.add_argument("--show", action="store_true", help="only print the table of --out")
     given = parser.parse_args()
@@ -44,19 +45,19 @@ def options() -> argparse.Namespace:
     return given
 
 
-def measure(names: list[str], commit: str | None, out: Path | None, tokenizer: Path | None = None) -> Path:
+def measure(given: argparse.Namespace) -> Path:
     """Run the parts and write the file after each: whatever ends this process, what was measured stays."""
-    now, end = document.begin(commit), time.monotonic() + WHOLE_S
-    out = out or ROOT / "bench" / "results" / "gpu" / f"{now['date']}-{hardware.kind(now['hardware'])}.json"
+    now, end = document.begin(given.commit), time.monotonic() + given.within
+    out: Path = given.out or ROOT / "bench" / "results" / "gpu" / f"{now['date']}-{hardware.kind(now['hardware'])}.json"
     before = document.read(out)
     document.merge(before, now)  # of another card: say so before minutes are spent
-    for name in names:
+    for name in given.parts:
         part = PARTS[name]
-        if part.reads_text and tokenizer:
-            part = replace(part, arguments=(*part.arguments, "--tokenizer", str(tokenizer)))
+        if part.reads_text and given.tokenizer:
+            part = replace(part, arguments=(*part.arguments, "--tokenizer", str(given.tokenizer)))
         left = min(part.limit_s, int(end - time.monotonic()))
         if left < 1:
-            print(f"== {name}: left out, {WHOLE_S} s are over", flush=True)
+            print(f"== {name}: left out, {given.within} s are over", flush=True)
             continue
         print(f"== {name}: {part.about} (at most {left} s)", flush=True)
         now["parts"][name] = run(part, left)
@@ -80,7 +81,7 @@ def main() -> None:
         document.write(out, document.merge(document.read(out), json.loads(given.add.read_text())))
     if given.parts:
         need_gpu()
-        out = measure(given.parts, given.commit, out, given.tokenizer)
+        out = measure(given)
     found = document.read(out)
     if not found:
         raise SystemExit("Error: nothing was measured.")

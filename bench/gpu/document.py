@@ -17,13 +17,13 @@ Document = dict[str, Any]
 
 
 def begin(commit: str | None) -> Document:
-    """A document without parts. `commit`: what to say where the checkout has no git."""
+    """A document without parts. `commit`: of a copy whose own git does not know it."""
     now = datetime.now(timezone.utc)
     return {
         "date": now.date().isoformat(),
         "hardware": hardware.describe() | {"cards": hardware.cards()},
         "software": {name: _version(name) for name in LIBRARIES},
-        "commit": _commit() or commit or "not known",
+        "commit": commit or _commit() or "not known",
         "parts": {},
     }
 

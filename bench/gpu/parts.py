@@ -33,18 +33,22 @@ class Part:
     reads_text: bool = False  # and so takes --tokenizer FILE
 
 
+STREAMS = ("1", "8", "32", "128", "256")
+
 # In the order of a whole run, which ends after 8 minutes even where each part uses its limit up.
 PARTS: dict[str, Part] = {
     "limits": Part("bench.gpu.limits", 30, "the card's own limits: copies and matrix products"),
-    "decode": Part("bench.gpu.decode", 120, "chats of Qwen3-4B's shape, 1 to 256 at once"),
+    "decode": Part("bench.gpu.decode", 120, "chats of Qwen3-4B's shape, 1 to 256 at once", ("--streams", *STREAMS)),
     "encode": Part("bench.gpu.encode", 50, "2,048 texts and pairs through XLM-RoBERTa large's shape"),
     "lanes": Part("bench.gpu.lanes", 50, "chats, a book and reranks on one card, in one process and in three"),
-    "decode-int8": Part("bench.gpu.decode", 100, "the same chats with weights of one byte", ("--int8",)),
     "budget": Part("bench.gpu.budget", 45, "128 chats while three models share 11.2 GiB"),
+    "decode-int8": Part(
+        "bench.gpu.decode", 100, "the same with weights of one byte", ("--int8", "--streams", *STREAMS)
+    ),
+    "http": Part("bench.gpu.http", 70, "chats through HTTP beside the engine alone", ("--streams", "8", "128"), True),
     "memory": Part("bench.gpu.memory", 80, "planned and measured bytes of three models in five budgets"),
     "start": Part("bench.gpu.start", 60, "from `lodger up` to three models that have answered"),
     "sleep": Part("bench.gpu.sleep", 40, "a model that sleeps and wakes"),
-    "http": Part("bench.gpu.http", 70, "chats through HTTP beside the engine alone", ("--streams", "8", "128"), True),
     "soak": Part("bench.gpu.soak", 70, "20,000 mixed requests, and what the card holds before and after"),
     "w8a16": Part("bench.gpu.w8a16", 30, "products with weights of one byte"),
     "attention": Part("bench.gpu.attention", 30, "attention of one layer"),
