@@ -79,9 +79,11 @@ def test_who_does_not_read_holds_one_delta_and_stops_nobody() -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 2), st.booleans()), min_size=1, max_size=30))
-def test_however_a_caller_reads_each_choice_is_whole_and_the_usage_comes_last(steps: list[tuple[int, bool]]) -> None:
-    """`steps`: whose token comes, and whether the caller reads then."""
+@given(st.lists(st.tuples(st.integers(0, 2), st.booleans()), min_size=1, max_size=30), st.permutations([0, 1, 2]))
+def test_however_a_caller_reads_each_choice_is_whole_and_the_usage_comes_last(
+    steps: list[tuple[int, bool]], order: list[int]
+) -> None:
+    """`steps`: whose token comes, and whether the caller reads then. `order`: in which they end."""
 
     async def main() -> None:
         async with connected() as (remote, worker):
@@ -92,8 +94,9 @@ def test_however_a_caller_reads_each_choice_is_whole_and_the_usage_comes_last(st
                 await heard(remote, n + 1)
                 if reads and (not seen or remote._calls[id]._waiting):  # type: ignore[union-attr]
                     seen.append(await anext(deltas) if seen else await first)
-            ends = [Delta(index, "", "length", END if index == 2 else None) for index in range(3)]
+            ends = [Delta(index, "", "length", END if index == order[-1] else None) for index in order]
             worker.post(m.Tokens(tuple((id, end) for end in ends)))
+            await heard(remote, len(steps) + 1)
             if not seen:
                 seen.append(await first)
             seen += [delta async for delta in deltas]
