@@ -38,6 +38,11 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True):
         return self.kept + self.activations + self.unfinished + self.graphs
 
     @property
+    def resumed(self) -> int:
+        """Bytes of `unfinished` that are among the activations of a step of the same model: a text's hidden states."""
+        return 0 if self.kv_cache else self.unfinished
+
+    @property
     def kept(self) -> int:
         """Bytes held between steps too."""
         return self.weights + self.kv_cache + self.captured

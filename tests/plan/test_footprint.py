@@ -81,8 +81,8 @@ def test_captured_steps() -> None:
     work = footprint.graphs(QWEN3_4B, "bfloat16", GPU, step_tokens=512, sequences=64)
     assert work == 512 * (4 * 2560 + 3 * 9728 + 4 * 128) * 2 + footprint.CAPTURED_PARTS
     assert footprint.captured(BGE_M3, "float16", GPU, sequences=64, kv_tokens=0) == 4096 * 1024 * 2
-    assert footprint.graphs(BGE_M3, "float16", GPU, step_tokens=8192, sequences=64) == 4096 * 6 * 1024 * 2
-    assert footprint.graphs(BGE_M3, "float16", GPU, step_tokens=512, sequences=64) == 512 * 6 * 1024 * 2
+    assert footprint.graphs(BGE_M3, "float16", GPU, step_tokens=8192, sequences=64) == 79 * MIB
+    assert footprint.graphs(BGE_M3, "float16", GPU, step_tokens=512, sequences=64) == 16 * MIB
     for dtype, device in (("float32", GPU), ("bfloat16", CPU)):
         assert not footprint.captured(QWEN3_4B, dtype, device, sequences=64, kv_tokens=8192)
         assert not footprint.graphs(QWEN3_4B, dtype, device, step_tokens=512, sequences=64)

@@ -90,7 +90,8 @@ def test_never_more_than_there_is(scene: Scene, reserve: int | None) -> None:
     steps = [m.budget.activations for m in made.models]
     others = sum(m.budget.kv_cache + m.budget.captured for m in made.models)
     unfinished = sum(m.budget.unfinished for m in made.models) + max(m.budget.graphs for m in made.models)
-    others += sum(steps) if device.kind == "cpu" else max(steps, default=0) + unfinished
+    largest = max((m.budget.activations - m.budget.resumed for m in made.models), default=0)
+    others += sum(steps) if device.kind == "cpu" else largest + unfinished
     assert made.needed == made.process + sum(loaded.values()) + others
     for model, one in zip(made.models, candidates, strict=True):
         assert model.uid == one.spec.uid
@@ -279,7 +280,7 @@ def test_three_models_of_8192_tokens_fit(quantization: str | None, most: float, 
     wanted += [candidate(uid, facts, context_length=8192) for uid, facts in (("e", BGE_M3), ("r", RERANKER))]
     made = plan(card, tuple(wanted), reserve=0)
     assert {model.budget.context_length for model in made.models} == {8192}
-    assert made.models[0].budget.sequences >= 32
+    assert made.models[0].budget.sequences >= 16
 
 
 def test_an_encoder_of_short_texts_packs_a_full_step_where_there_is_room() -> None:

@@ -152,7 +152,7 @@ class NativeEngine:
         budget = request.budget
         kept = budget.captured if virtual_memory(self._device) else budget.kept
         pieces = budget.sequences if request.facts.generates else 1
-        grant = Grant(kept, budget.activations, budget.unfinished, pieces, budget.graphs)
+        grant = Grant(kept, budget.activations - budget.resumed, budget.unfinished, pieces, budget.graphs)
         self._allowance.grant((id(self), request.spec.uid), grant)
         with self._allowance.loading():
             yield

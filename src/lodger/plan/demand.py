@@ -27,7 +27,7 @@ MIN_ENCODER_CONTEXT = 512
 ENCODER_CONTEXT = 8192  # served when nobody asks for more: a longer text makes every step's activations larger
 CALLERS, CALLER_TOKENS = 16, 4096  # a chat model's KV cache is wanted for so many sequences of so many tokens
 _INT8_CAPABILITY = (8, 0)  # of a GPU that the kernels were measured on or compiled for
-SHORT_CHAT, MIN_SEQUENCES = 256, 16  # tokens of one that many of at once are served of; fewer are never planned for
+LONG_CHAT, SHORT_CHAT, MIN_SEQUENCES = 8192, 128, 16  # tokens of a chat; chats of one step on the tightest budget
 MIN_STEP, STEP = 512, 2048  # tokens of one step: on a tight budget, and else
 
 
@@ -86,12 +86,12 @@ class Demand(NamedTuple):
         return -(-max(self.floor, min(level, self.ceiling)) // BLOCK) * BLOCK
 
     def sequences(self, level: int) -> int:
-        """Most chats in one step: as many as the KV cache has room for when they are short. On a GPU each costs a row
-        of logits and activations in the captured steps."""
+        """Most chats in one step. On a GPU each costs a row of logits: a tight budget is for few long chats, and what
+        the KV cache has beyond one of them is for short ones too."""
         most = footprint.LOGITS_ROWS[self.device.kind]
         if self.device.kind == "cpu":
             return most
-        return min(most, max(MIN_SEQUENCES, self.kv_tokens(level) // SHORT_CHAT))
+        return min(most, MIN_SEQUENCES + max(self.kv_tokens(level) - LONG_CHAT, 0) // SHORT_CHAT)
 
     def step_tokens(self, level: int) -> int:
         """Tokens of one step. A text is never split over two steps. Of a chat's prompt 1,024 keep a GPU as busy as more
@@ -194,8 +194,9 @@ def steps(device: DeviceView, budgets: Iterable[Budget]) -> int:
     if device.kind == "cpu":
         return 0
     budgets = list(budgets)
-    largest = max((own.activations for own in budgets), default=0) + max((own.graphs for own in budgets), default=0)
-    return largest + sum(own.unfinished for own in budgets)
+    unfinished = sum(own.unfinished for own in budgets)
+    largest = max((own.activations + unfinished - own.resumed for own in budgets), default=0)
+    return largest + max((own.graphs for own in budgets), default=0)
 
 
 def available(device: DeviceView, reserve: int) -> int:

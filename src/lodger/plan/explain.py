@@ -114,7 +114,8 @@ def _model_rows(plan: Plan, model: ModelPlan) -> list[Row]:
     if budget.kv_cache:
         lines.append(Row("KV cache", budget.kv_cache, f"{model.kv_tokens:,} tokens", depth=1))
     if budget.captured:
-        lines.append(Row("captured steps", budget.captured, f"of up to {budget.sequences} chats", depth=1))
+        what = f"of up to {budget.sequences} chats" if budget.kv_cache else "of texts"
+        lines.append(Row("captured steps", budget.captured, what, depth=1))
     if not plan.steps:
         lines.append(Row("activations", budget.activations, f"steps of {budget.step_tokens:,} tokens", depth=1))
     return lines + [Row("note", None, note, depth=1) for note in model.notes]

@@ -27,7 +27,7 @@ class Grant(NamedTuple):
     """Bytes of one model."""
 
     kept: int  # as long as it is awake: what its captured steps work in
-    step: int  # peak of one step
+    step: int  # peak of one step, beyond what its own requests hold between steps
     unfinished: int = 0  # between steps
     pieces: int = 1  # that these consist of
     graphs: int = 0  # the same memory for all models
