@@ -30,6 +30,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.scheduler = GenerateScheduler(self.pool, max_running=MAX_RUNNING)
         self.model = FakeDecoder(BLOCKS, BLOCK_SIZE)
         self.alive: dict[int, Sequence] = {}
+        self.known: dict[int, int] = {}  # tokens of each sequence when it was last admitted
         self.outcomes: Counter[int] = Counter()
         self.added = 0
         self.in_flight: dict[str, tuple[GenerateStep, dict[int, int]]] = {}
@@ -59,7 +60,9 @@ class AnyOrder(RuleBasedStateMachine):
         self._complete(lane)
         self._settle(1)
         expected = ready()
+        running = {sequence.id for sequence in self.alive.values() if sequence.blocks}
         step = ask(budget)
+        self.known.update({s.id: len(s.tokens) for s in self.alive.values() if s.blocks and s.id not in running})
         if step is None:
             assert not expected or lane == "decode"  # a decode may end in nothing but preemption
             return
@@ -67,6 +70,11 @@ class AnyOrder(RuleBasedStateMachine):
         assert 1 <= step.tokens <= budget
         assert max(Counter(row.sequence for row in step.rows).values()) == 1
         assert all(row.tokens for row in step.rows)
+        if lane == "decode":
+            arrivals = [self.alive[row.sequence].arrival for row in step.rows]
+            assert arrivals == sorted(arrivals), "the oldest first"
+            assert len(step.rows) <= self.scheduler.decoding
+            assert all(row.blocks is self.alive[row.sequence].blocks for row in step.rows), "no copy of a table"
         self.in_flight[lane] = step, self.model.run(self._known(step))
 
     def _known(self, step: GenerateStep) -> GenerateStep:
@@ -140,6 +148,9 @@ class AnyOrder(RuleBasedStateMachine):
     def blocks_belong_to_whom_they_should(self) -> None:
         self.pool.check()
         assert self.scheduler.running <= MAX_RUNNING
+        begun = [s for s in self.alive.values() if s.blocks]
+        assert self.scheduler.decoding == sum(self._decodes(s) for s in begun)
+        assert self.scheduler.has_decode() == any(self._decodes(s) and not s.exhausted for s in begun)
         assert self.scheduler.running + self.scheduler.waiting == len(self.alive)
         holders: dict[int, list[tuple[int, Sequence]]] = {}
         for sequence in self.alive.values():
@@ -150,6 +161,10 @@ class AnyOrder(RuleBasedStateMachine):
             ends = {tuple(sequence.tokens[: (index + 1) * BLOCK_SIZE]) for index, sequence in sharers}
             assert len(ends) == 1, "one block for two different texts"
             assert len(sharers) == 1 or all(s.computed >= (i + 1) * BLOCK_SIZE for i, s in sharers)
+
+    def _decodes(self, sequence: Sequence) -> bool:
+        """It has computed all that was known when it was admitted."""
+        return sequence.computed >= self.known[sequence.id]
 
     def teardown(self) -> None:
         """Whatever happened before, all that is left comes to its end."""

@@ -63,8 +63,9 @@ class Stepper:
     def warm_up(self, step_tokens: int) -> None:
         """Steps of nobody's text into blocks that nobody has yet: what the first requests need is built and loaded.
 
-        A full prefill, the rest of a prompt beside a new one, and a choice by probabilities. Where memory is short they
-        are left to the first requests, which are computed in parts then.
+        A full prefill, the rest of a prompt beside a new one, and a choice by probabilities and penalties, all by
+        single launches: what is captured has run. Where memory is short they are left to the first requests, which are
+        computed in parts then.
         """
         size, room = self._cache.block_size, self._cache.blocks * self._cache.block_size // 2
         whole = max(min(step_tokens, room), 1)
@@ -75,13 +76,18 @@ class Stepper:
         if after:
             rest = Row(-1, (0,) * after, whole - after, first, True)
             steps.append([rest, Row(-2, (0,) * after, 0, second[: -(-after // size)], True)])
-        drawn = Sampler(Rules(top_k=20, top_p=0.9), 0, (0,), self._runner.facts.vocab_size, self._runner.device)
+        drawn = Sampler(
+            Rules(top_k=20, top_p=0.9, presence_penalty=1), 0, (0,), self._runner.facts.vocab_size, self._runner.device
+        )
+        chunks, self._chunks = self._chunks, None
         try:
             for rows in steps:
                 self.launch(GenerateStep("prefill", tuple(rows)), [drawn] * len(rows)).tokens()
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
+        finally:
+            self._chunks = chunks
 
     def rest(self) -> None:
         """Let go of the weights, and keep what was captured, but for the logits."""

@@ -39,7 +39,8 @@ def draw(logits: torch.Tensor, rules: torch.Tensor, places: torch.Tensor, chosen
     """
     vocab_size, rows = logits.shape[-1], len(rules)
     chunks = triton.cdiv(vocab_size, CHUNK)
-    peaks, sums = logits.new_empty(2, rows, chunks, dtype=torch.float32)
+    # Each a tensor of its own: kernels are built again for addresses that are not multiples of 16.
+    peaks, sums = (logits.new_empty(rows, chunks, dtype=torch.float32) for _ in range(2))
     values = logits.new_empty(rows, CANDIDATES, dtype=torch.float32)
     tokens = logits.new_empty(rows, CANDIDATES, dtype=torch.int32)
     counts = logits.new_empty(rows, dtype=torch.int32)
