@@ -72,20 +72,39 @@ def test_a_number_that_is_none_is_not_hidden() -> None:
 
 
 @given(
-    tokens=st.integers(1, MOST_TOKENS),
+    tokens=st.integers(1, 20_000),
     rows=st.integers(1, 200_000),
     columns=st.integers(1, 30_000),
     processors=st.integers(1, 200),
+    hopper=st.booleans(),
 )
 def test_a_cut_shares_no_more_tiles_than_are_counted_and_gives_each_program_work(
-    tokens: int, rows: int, columns: int, processors: int
+    tokens: int, rows: int, columns: int, processors: int, hopper: bool
 ) -> None:
-    tile = tile_for(tokens, rows, columns, processors)
+    tile = tile_for(tokens, rows, columns, processors, hopper=hopper)
+    if tile is None:
+        assert columns % 2 or tokens > MOST_TOKENS
+        return
+    assert columns % 2 == 0
+    assert hopper or tokens <= MOST_TOKENS
+    assert columns % 16 == 0 or not tile.hopper
     assert tile.splits >= 1
     if tile.splits > 1:
         assert -(-rows // tile.rows) * -(-tokens // tile.tokens) <= MOST_TILES
         assert tile.splits * tile.columns <= columns
         assert tile.splits * -(-rows // tile.rows) * -(-tokens // tile.tokens) <= 4 * processors
+
+
+def test_many_tokens_are_dense_where_the_largest_tiles_would_leave_a_card_idle() -> None:
+    """Qwen3-4B on an H100's 132 processors, as measured."""
+    shapes = {"qkv": (6144, 2560), "out": (2560, 4096), "gate_up": (19456, 2560), "down": (2560, 9728)}
+    own = {
+        tokens: {name for name, (rows, columns) in shapes.items() if tile_for(tokens, rows, columns, 132, hopper=True)}
+        for tokens in (300, 512, 1024, 2048)
+    }
+    assert own[300] == own[512] == {"qkv", "gate_up", "down"}
+    assert own[1024] == own[2048] == {"qkv", "gate_up"}
+    assert not any(tile_for(512, rows, columns, 132) for rows, columns in shapes.values())
 
 
 def test_weights_of_a_byte_need_what_builds_our_kernels(monkeypatch: pytest.MonkeyPatch) -> None:

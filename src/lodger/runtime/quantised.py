@@ -11,8 +11,6 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from lodger.runtime.kernels.product_tiling import MOST_TOKENS
-
 SCALE_BYTES = 4  # of one row
 _STEPS = 127
 _PIECE = 2**23  # numbers that are float32 at a time while a matrix is quantised
@@ -57,11 +55,11 @@ class QuantisedLinear(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         rows = x.reshape(-1, x.shape[-1]).contiguous()
-        found = self._dense(rows) if len(rows) > MOST_TOKENS else self._few(rows)
+        if self._kernels.worth(rows, self.weight):
+            found = self._kernels.product(rows, self.weight, self.scale, self.bias)
+        else:
+            found = self._dense(rows)
         return found.view(*x.shape[:-1], -1)
-
-    def _few(self, x: torch.Tensor) -> torch.Tensor:
-        return self._kernels.product(x, self.weight, self.scale, self.bias)
 
     def _dense(self, x: torch.Tensor) -> torch.Tensor:
         """So many tokens that arithmetic takes longer than reading weights: they are made dense a piece at a time."""

@@ -1,6 +1,6 @@
 """How a product with a weight of one byte is cut: decisions over numbers, without Triton.
 
-The table is what an H100 measured for the four products of Qwen3-4B's layer (`bench.gpu.w8a16`), among some 300 cuts.
+The tables are what an H100 measured for the four products of Qwen3-4B's layer (`bench.gpu.w8a16`), among some 300 cuts.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 MOST_TILES = 4096  # tiles whose columns several programs share, at most
-MOST_TOKENS = 256  # beyond these a dense product of the library wins, the weight's conversion included
+MOST_TOKENS = 256  # beyond these a dense product of the library wins on most cards, the weight's conversion included
 
 
 class Tile(NamedTuple):
@@ -20,7 +20,7 @@ class Tile(NamedTuple):
     splits: int  # programs that share the columns
     warps: int
     stages: int  # of reads in flight
-    weight_left: bool  # the weight is the product's left operand: for fewer tokens than a left operand must have rows
+    hopper: bool = False  # by the kernel for Hopper's tensor cores
 
 
 class _Cut(NamedTuple):
@@ -31,23 +31,56 @@ class _Cut(NamedTuple):
 
 
 _CUTS = (
-    _Cut(8, 0, Tile(8, 64, 256, 1, 2, 3, True), 2),
-    _Cut(16, 0, Tile(16, 32, 128, 1, 2, 4, True), 4),
-    _Cut(32, 0, Tile(32, 64, 128, 1, 4, 3, False), 3),
-    _Cut(64, 8192, Tile(64, 64, 64, 1, 4, 4, False), 2),
-    _Cut(64, 0, Tile(32, 64, 128, 1, 2, 3, True), 4),
-    _Cut(128, 8192, Tile(128, 64, 64, 1, 4, 3, False), 2),
-    _Cut(128, 0, Tile(128, 64, 128, 1, 4, 4, False), 1),
-    _Cut(MOST_TOKENS, 0, Tile(128, 64, 64, 1, 4, 3, False), 2),
+    _Cut(64, 0, Tile(64, 64, 128, 1, 4, 3), 2),
+    _Cut(128, 4096, Tile(64, 64, 128, 1, 4, 3), 3),
+    _Cut(128, 0, Tile(64, 64, 128, 1, 4, 3), 2),
+    _Cut(MOST_TOKENS, 0, Tile(128, 64, 64, 1, 4, 3), 3),
+)
+_HOPPER_CUTS = (
+    _Cut(64, 0, Tile(64, 64, 128, 1, 4, 3), 2),
+    _Cut(128, 8192, Tile(128, 128, 64, 1, 4, 3, True), 2),
+    _Cut(128, 4096, Tile(64, 64, 128, 1, 4, 3), 3),
+    _Cut(128, 0, Tile(64, 64, 128, 1, 4, 3), 2),
+    _Cut(MOST_TOKENS, 8192, Tile(256, 64, 64, 1, 4, 4, True), 2),
+    _Cut(MOST_TOKENS, 0, Tile(128, 64, 64, 1, 4, 4, True), 2),
 )
 _LEAST_STEPS = 2  # reads that a program is worth
+_LARGEST = Tile(256, 128, 64, 1, 8, 4, True)  # one program a processor
+_WORTH_SHARING = 32  # reads of the largest tile: adding up what several programs found takes as long as 20
+_LEAST_BUSY = 0.7  # share of a card's time for which the largest tiles beat a dense product, conversion included
 
 
-def tile_for(tokens: int, rows: int, columns: int, processors: int) -> Tile:
-    """How up to MOST_TOKENS times a weight [rows, columns] are cut for a card of `processors` multiprocessors."""
-    cut = next(cut for cut in _CUTS if tokens <= cut.tokens and rows >= cut.rows)
-    tile = cut.tile
-    tiles = -(-rows // tile.rows) * -(-tokens // tile.tokens)
-    steps = -(-columns // tile.columns)
+def tile_for(tokens: int, rows: int, columns: int, processors: int, *, hopper: bool = False) -> Tile | None:
+    """How `tokens` times a weight [rows, columns] are cut for a card of `processors` multiprocessors.
+
+    Args:
+        hopper: the card has Hopper's tensor cores, and both operands begin at multiples of 16 bytes.
+
+    Returns:
+        None where a dense product is faster, the weight's conversion included.
+    """
+    if columns % 2:
+        return None
+    hopper = hopper and columns % 16 == 0  # as its copies demand of a row
+    if tokens > MOST_TOKENS:
+        return _largest(tokens, rows, columns, processors) if hopper else None
+    cuts = _HOPPER_CUTS if hopper else _CUTS
+    cut = next(cut for cut in cuts if tokens <= cut.tokens and rows >= cut.rows)
+    steps = -(-columns // cut.tile.columns)
+    tiles = _tiles(cut.tile, tokens, rows)
     wanted = cut.programs * processors // tiles if tiles <= MOST_TILES else 1
-    return tile._replace(splits=max(1, min(wanted, steps // _LEAST_STEPS)))
+    return cut.tile._replace(splits=max(1, min(wanted, steps // _LEAST_STEPS)))
+
+
+def _largest(tokens: int, rows: int, columns: int, processors: int) -> Tile | None:
+    """None where the last round of tiles would leave too many processors idle."""
+    tiles = _tiles(_LARGEST, tokens, rows)
+    steps = -(-columns // _LARGEST.columns)
+    splits = max(1, min(processors // tiles, steps // _WORTH_SHARING))
+    programs = tiles * splits
+    busy = programs / (-(-programs // processors) * processors)
+    return _LARGEST._replace(splits=splits) if busy >= _LEAST_BUSY else None
+
+
+def _tiles(tile: Tile, tokens: int, rows: int) -> int:
+    return -(-rows // tile.rows) * -(-tokens // tile.tokens)

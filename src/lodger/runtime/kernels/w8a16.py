@@ -2,7 +2,7 @@
 
 A weight is read once, as it is stored, and becomes the half precision on the way: every integer of 8 bits is exact in
 it, so the only error is that of rounding the weight (`lodger.runtime.quantised`). The scale of a row multiplies its
-finished sums.
+finished sums. The weight is the left operand, which tensor cores take from registers, two bytes of a row at a time.
 
 Where a product has fewer tiles than the card has room for, several programs share the columns of a tile; the last to
 finish adds up what all of them found, always in the same order.
@@ -19,8 +19,13 @@ import torch
 import triton
 import triton.language as tl
 
+from lodger.runtime.kernels import few_tokens, one_token
 from lodger.runtime.kernels.arrivals import counters
+from lodger.runtime.kernels.few_tokens_tiling import MOST_FEW
 from lodger.runtime.kernels.product_tiling import Tile, tile_for
+
+_HOPPER = (9, 0)
+_ALIGNED = 16  # bytes, of what Hopper's copies begin at
 
 
 def product(
@@ -37,18 +42,35 @@ def product(
         weight: int8 [rows, columns], contiguous.
         scale: float32 [rows].
         bias: [rows].
-        tile: how it is cut; None for what was measured to be fastest.
+        tile: how it is cut; None for what was measured to be fastest, and then it must be `worth` it.
 
     Returns:
         [T, rows] in x's dtype.
     """
+    if tile is None and len(x) <= MOST_FEW:
+        matrix = one_token.Matrix(weight, scale, bias)
+        return one_token.product(x, matrix) if len(x) == 1 else few_tokens.product(x, matrix)
+    tile = tile or _tile(x, weight)
+    assert tile is not None
     out = x.new_empty(len(x), len(weight))
-    rows, columns = weight.shape
-    if len(x) == 1 and tile is None:
-        _one_token(x, weight, scale, bias, out)
+    if tile.hopper:
+        from lodger.runtime.kernels import w8a16_hopper
+
+        w8a16_hopper.product(x, weight, scale, bias, out, tile)
     else:
-        _tiled(x, weight, scale, bias, out, tile or tile_for(len(x), rows, columns, _processors(x.device)))
+        _tiled(x, weight, scale, bias, out, tile)
     return out
+
+
+def worth(x: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Whether `product` is faster than the library's with the weight made dense, that included."""
+    return len(x) <= MOST_FEW or _tile(x, weight) is not None
+
+
+def _tile(x: torch.Tensor, weight: torch.Tensor) -> Tile | None:
+    hopper = _is_hopper(x.device) and not (x.data_ptr() % _ALIGNED or weight.data_ptr() % _ALIGNED)
+    rows, columns = weight.shape
+    return tile_for(len(x), rows, columns, _processors(x.device), hopper=hopper)
 
 
 def dequantised(weight: torch.Tensor, scale: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
@@ -64,6 +86,11 @@ def _processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
+@cache
+def _is_hopper(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) == _HOPPER
+
+
 def _tiled(
     x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor, tile: Tile
 ) -> None:
@@ -73,7 +100,7 @@ def _tiled(
     parts = x.new_empty(tiles * tile.splits * tile.rows * tile.tokens, dtype=torch.float32) if shared else out
     _product[(tiles, tile.splits)](
         x,
-        weight,
+        weight.view(torch.int16),
         scale,
         scale if bias is None else bias,
         out,
@@ -85,7 +112,6 @@ def _tiled(
         TOKENS=tile.tokens,
         ROWS=tile.rows,
         COLUMNS=tile.columns,
-        LEFT=tile.weight_left,
         SHARED=shared,
         BIASED=bias is not None,
         num_warps=tile.warps,
@@ -93,30 +119,10 @@ def _tiled(
     )
 
 
-def _one_token(
-    x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor
-) -> None:
-    rows, columns = weight.shape
-    _vector[(triton.cdiv(rows, 2),)](
-        x,
-        weight,
-        scale,
-        scale if bias is None else bias,
-        out,
-        rows,
-        columns,
-        ROWS=2,
-        COLUMNS=512,
-        BIASED=bias is not None,
-        num_warps=1,
-    )
-
-
 @triton.jit(do_not_specialize=["tokens"])
 def _product(
-    x, weight, scale, bias, out, parts, arrived, tokens, rows, columns,
-    TOKENS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-    LEFT: tl.constexpr, SHARED: tl.constexpr, BIASED: tl.constexpr,
+    x, pairs, scale, bias, out, parts, arrived, tokens, rows, columns,
+    TOKENS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, SHARED: tl.constexpr, BIASED: tl.constexpr,
 ):  # fmt: skip
     tile, split, splits = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
     across = tl.cdiv(tokens, TOKENS)  # tiles of the same rows are neighbours, so that a weight comes from memory once
@@ -125,21 +131,18 @@ def _product(
     steps = tl.cdiv(columns, COLUMNS)
     begin = steps * split // splits
     column = begin * COLUMNS + tl.arange(0, COLUMNS)
+    pair = begin * (COLUMNS // 2) + tl.arange(0, COLUMNS // 2)
     # Beyond an edge the last row or token is read again, and what comes of it is not stored.
-    weights = weight + tl.minimum(row, rows - 1).to(tl.int64)[:, None] * columns + column[None, :]
+    weights = pairs + tl.minimum(row, rows - 1).to(tl.int64)[:, None] * (columns // 2) + pair[None, :]
     inputs = x + tl.minimum(token, tokens - 1).to(tl.int64)[:, None] * columns + column[None, :]
-    total = tl.zeros([ROWS, TOKENS] if LEFT else [TOKENS, ROWS], tl.float32)
+    total = tl.zeros([ROWS, TOKENS], tl.float32)
     for step in tl.range(0, steps * (split + 1) // splits - begin):
-        inside = (step * COLUMNS + column < columns)[None, :]
-        w = tl.load(weights + step * COLUMNS, mask=inside, other=0, eviction_policy="evict_first")
-        a = tl.load(inputs + step * COLUMNS, mask=inside, other=0.0)
-        total = tl.dot(w.to(a.dtype), tl.trans(a), total) if LEFT else tl.dot(a, tl.trans(w.to(a.dtype)), total)
-    if LEFT:
-        row, token = row[:, None], token[None, :]
-        own = tl.arange(0, ROWS)[:, None] * TOKENS + tl.arange(0, TOKENS)[None, :]
-    else:
-        row, token = row[None, :], token[:, None]
-        own = tl.arange(0, TOKENS)[:, None] * ROWS + tl.arange(0, ROWS)[None, :]
+        inside = (step * (COLUMNS // 2) + pair < columns // 2)[None, :]
+        w = tl.load(weights + step * (COLUMNS // 2), mask=inside, other=0, eviction_policy="evict_first")
+        a = tl.load(inputs + step * COLUMNS, mask=(step * COLUMNS + column < columns)[None, :], other=0.0)
+        total = _ended(tl.dot(_halves(w, a.dtype), tl.trans(a), total), a.dtype)
+    row, token = row[:, None], token[None, :]
+    own = tl.arange(0, ROWS)[:, None] * TOKENS + tl.arange(0, TOKENS)[None, :]
     if SHARED:
         parts += tile.to(tl.int64) * splits * (ROWS * TOKENS) + own
         tl.store(parts + split * (ROWS * TOKENS), total)
@@ -158,24 +161,55 @@ def _product(
 
 
 @triton.jit
-def _vector(
-    x, weight, scale, bias, out, rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr, BIASED: tl.constexpr
-):
-    """One token: every weight is used once, so that tensor cores would only wait for it."""
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    column = tl.arange(0, COLUMNS)
-    weights = weight + tl.minimum(row, rows - 1).to(tl.int64)[:, None] * columns + column[None, :]
-    total = tl.zeros([ROWS, COLUMNS], tl.float32)
-    for start in tl.range(0, columns, COLUMNS, num_stages=3):
-        inside = start + column < columns
-        w = tl.load(weights + start, mask=inside[None, :], other=0, eviction_policy="evict_first")
-        a = tl.load(x + start + column, mask=inside, other=0.0)
-        total += w.to(tl.float32) * a.to(tl.float32)[None, :]
-    inside = row < rows
-    found = tl.sum(total, 1) * tl.load(scale + row, mask=inside, other=0.0)
-    if BIASED:
-        found += tl.load(bias + row, mask=inside, other=0.0).to(tl.float32)
-    tl.store(out + row, found.to(out.dtype.element_ty), mask=inside)
+def _halves(pairs, half: tl.constexpr):
+    """Two bytes in each of [ROWS, N] as [ROWS, 2 N] of half: bits are put behind an exponent, and what that added is
+    taken away. Eight instructions for four weights; the compiler's own way has to take bytes apart first."""
+    if half == tl.bfloat16:  # seven bits behind 128; the eighth makes 256 of 128, which is then taken away
+        both = tl.inline_asm_elementwise(
+            """{
+            .reg .b32 p, low, high, minus;
+            mov.b32 minus, 0xbf80bf80;
+            prmt.b32 p, $1, 0x43, 0x4140;
+            and.b32 low, p, 0xff7fff7f;
+            and.b32 high, p, 0xff80ff80;
+            fma.rn.bf16x2 $0, high, minus, low;
+            }""",
+            "=r,r",
+            [pairs.to(tl.uint16, bitcast=True).to(tl.uint32)],
+            dtype=tl.uint32,
+            is_pure=True,
+            pack=1,
+        )
+    elif half == tl.float16:  # the byte plus 128 behind 1024
+        both = tl.inline_asm_elementwise(
+            """{
+            .reg .b32 p, middle;
+            mov.b32 middle, 0x64806480;
+            xor.b32 p, $1, 0x8080;
+            prmt.b32 p, p, 0x64, 0x4140;
+            sub.f16x2 $0, p, middle;
+            }""",
+            "=r,r",
+            [pairs.to(tl.uint16, bitcast=True).to(tl.uint32)],
+            dtype=tl.uint32,
+            is_pure=True,
+            pack=1,
+        )
+    if half == tl.float32:  # in the interpreter
+        first, second = ((pairs << 8) >> 8).to(half), (pairs >> 8).to(half)
+    else:
+        first = both.to(tl.uint16).to(half, bitcast=True)
+        second = (both >> 16).to(tl.uint16).to(half, bitcast=True)
+    return tl.reshape(tl.join(first, second), [pairs.shape[0], 2 * pairs.shape[1]])
+
+
+@triton.jit
+def _ended(total, half: tl.constexpr):
+    """`total`, and no product still at work. On Hopper one runs on while the next weights take the registers that it
+    reads: Triton 3.6 waits too late (sums were off by 17 %), unless something else is done with the sums."""
+    if half != tl.float32:
+        total = tl.inline_asm_elementwise("", "=r,0", [total], dtype=tl.float32, is_pure=True, pack=1)
+    return total
 
 
 @triton.jit
