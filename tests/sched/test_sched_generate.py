@@ -280,3 +280,12 @@ def test_an_empty_sequence_is_refused() -> None:
         Sequence(1, [], max_new_tokens=1)
     with pytest.raises(InternalError):
         Sequence(1, [1], max_new_tokens=0)
+
+
+def test_who_was_passed_while_waiting_for_a_shared_beginning_is_again_before_those_behind() -> None:
+    bench = Bench(block_size=4)
+    bench.add([*range(12), 70], [*range(12), 71], [80, 81])
+    bench.prefill()  # the first, and the third, which passes the second
+    assert [row[0] for row in rows(bench.decode())] == [0, 2]
+    bench.prefill()
+    assert [row[0] for row in rows(bench.decode())] == [0, 1, 2], "the oldest first"
