@@ -11,10 +11,10 @@ import torch
 
 from lodger.budget import SEGMENTS, workspaces
 from lodger.runtime import allocator
-from lodger.runtime.allocator import LOADING, Allowance, Grant, capturing, finish
+from lodger.runtime.allocator import BACKSTOP, LOADING, Allowance, Grant, capturing, finish
 from lodger.units import GIB, MIB
 
-ALWAYS = workspaces((8, 0)) + SEGMENTS
+ALWAYS = workspaces((8, 0)) + SEGMENTS + BACKSTOP
 DEVICE = torch.device("cuda:0")
 
 

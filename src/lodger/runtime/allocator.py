@@ -20,6 +20,8 @@ from lodger.units import MIB
 # What loading takes in passing: pieces of a matrix while it is quantised, the self-test, steps that run once before
 # they are captured. The KV cache and the captured steps are not there yet then, which the plan has room for.
 LOADING = 128 * MIB
+# The limit is there for what nobody has thought of. It must not make a request fail because free memory lies in pieces.
+BACKSTOP = 96 * MIB
 _CAPTURING = RLock()
 
 
@@ -46,7 +48,7 @@ class Allowance:
         self._grants: dict[object, Grant] = {}
         self._asleep: set[object] = set()
         self._before = self._loading = 0
-        self._always = workspaces(torch.cuda.get_device_capability(device)) + SEGMENTS
+        self._always = workspaces(torch.cuda.get_device_capability(device)) + SEGMENTS + BACKSTOP
 
     def grant(self, owner: object, grant: Grant) -> None:
         with self._lock:
