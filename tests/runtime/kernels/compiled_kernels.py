@@ -39,14 +39,13 @@ from lodger.runtime.kernels import (
     w4a16,
     w8a16,
 )
-from lodger.runtime.kernels.product_tiling import MOST_TOKENS
 from lodger.runtime.kernels.tiling import chunk_shape, decode_shape
 
 DTYPE = torch.bfloat16
 # By capability: head_dim -> query heads and key heads, 256 being the widest that we serve; and Qwen3-4B's weights
 # [rows, columns], cut differently -> tokens. On the newer chip every cut is tested where there is one.
 HEADS = {80: {128: (32, 8), 256: (8, 4)}, 90: {128: (32, 8)}}
-WEIGHTS = {80: {(19456, 2560): (16, 128), (2560, 9728): (128, MOST_TOKENS)}, 90: {(2560, 9728): (128,)}}
+WEIGHTS = {80: {(2560, 9728): (128, 256)}, 90: {(19456, 2560): (64, 128, 256, 2048)}}
 PROCESSORS = {80: 108, 90: 132}
 
 empty = partial(torch.empty, device="meta", dtype=DTYPE)
@@ -116,6 +115,7 @@ def _products(capability: int) -> Iterator[tuple[str, Callable[[], Any]]]:
     for (rows, columns), counts in WEIGHTS[capability].items():
         weight, scale = empty(rows, columns, dtype=torch.int8), empty(rows, dtype=torch.float32)
         for count in counts:
+            assert w8a16.worth(empty(count, columns), weight), "made dense, this would compile nothing"
             yield (
                 f"int8 [{rows}, {columns}], {count} tokens",
                 partial(w8a16.product, empty(count, columns), weight, scale),
@@ -149,6 +149,7 @@ def compiled(capability: int) -> Iterator[dict[str, Any]]:
 
     for module in (w8a16, w4a16, few_tokens):
         module._processors = lambda device: PROCESSORS[capability]
+    w8a16._is_hopper = lambda device: capability == 90
     driver.set_active(Chip(capability))
     JITFunction.run = only_compile
     seen = set()

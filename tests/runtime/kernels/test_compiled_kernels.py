@@ -55,7 +55,8 @@ def test_no_kernel_is_left_out(compiled: dict[int, list[dict[str, Any]]]) -> Non
     """Each is compiled as a launch of its own, or is part of one that is."""
     for capability, rows in compiled.items():
         launched = {row["kernel"] for row in rows}
-        wrong = {f"{module}.{name}" for module, name, parts in kernels() if name not in parts} - launched
+        wanted = {f"{module}.{name}" for module, name, parts in kernels() if name not in parts}
+        wrong = {kernel for kernel in wanted - launched if capability >= 90 or "hopper" not in kernel}
         assert not wrong, f"add them to compiled_kernels.py, for {capability}: {sorted(wrong)}"
 
 
@@ -65,7 +66,9 @@ def kernels() -> list[tuple[str, str, set[str]]]:
     for file in sorted((SOURCE / "lodger" / "runtime" / "kernels").glob("*.py")):
         for node in ast.parse(file.read_text()).body:
             marks = [ast.unparse(mark) for mark in getattr(node, "decorator_list", ())]
-            if isinstance(node, ast.FunctionDef) and any(mark.startswith("triton.jit") for mark in marks):
+            if isinstance(node, ast.FunctionDef) and any(
+                mark.startswith(("triton.jit", "gluon.jit")) for mark in marks
+            ):
                 found.append((f"lodger.runtime.kernels.{file.stem}", node.name))
                 called |= {ast.unparse(call.func) for call in ast.walk(node) if isinstance(call, ast.Call)}
     assert len(found) > 10
