@@ -99,7 +99,7 @@ def raw_parts() -> dict[str, Any]:
     raw = {
         "budget": budget,
         "checks": {"outcomes": {"passed": 200, "failed": 1}, "failures": ["a test"]},
-        "http": {"rows": streams},
+        "http": {"rows": streams, "texts": [{"form": "base64", "alone_texts_s": 4000.0, "http": {"texts_s": 3000.0}}]},
         "lanes": {"together": lanes, "apart": {"chats, a book": beside}},
         "soak": {"held": held_at, "answers": {"chat": 15_000, "embed": 5_000}},
         "encode": {"rows": texts, "operations_s": 7e14, "long": [long]},
@@ -137,6 +137,7 @@ def test_every_part_is_read_into_rows_beside_its_peers_and_targets() -> None:
     assert found["start to three models that answered, nothing compiled"].met is None
     assert found["three models behind HTTP in 8.5 GiB, int8: held"].met
     assert (found["128 chats through HTTP"].share, found["128 chats through HTTP"].met) == (0.91, True)
+    assert found["texts through HTTP, base64"].share == 0.75
     assert found["8 chats through HTTP"].target is None
     assert found["kernels against float32: failures beside 200 passes"].met is False
     inside = found["128 chats, three models in 11.2 GiB, int8"]

@@ -45,7 +45,9 @@ PARTS: dict[str, Part] = {
     "decode-int8": Part(
         "bench.gpu.decode", 100, "the same with weights of one byte", ("--int8", "--streams", *STREAMS)
     ),
-    "http": Part("bench.gpu.http", 70, "chats through HTTP beside the engine alone", ("--streams", "8", "128"), True),
+    "http": Part(
+        "bench.gpu.http", 70, "chats through HTTP beside the engine alone", ("--streams", "8", "128", "--texts"), True
+    ),
     "memory": Part("bench.gpu.memory", 80, "planned and measured bytes of three models in five budgets"),
     "start": Part("bench.gpu.start", 60, "from `lodger up` to three models that have answered"),
     "sleep": Part("bench.gpu.sleep", 40, "a model that sleeps and wakes"),

@@ -183,6 +183,8 @@ def _http(raw: Raw, beside: Beside) -> Iterator[Row]:
         alone = row["alone"]["tok_s"]
         target = HTTP_SHARE * alone if row["streams"] == HTTP_STREAMS else None
         yield Row(f"{row['streams']} chats through HTTP", row["http"]["tok_s"], "tok/s", alone, target=target)
+    for row in raw.get("texts", ()):
+        yield Row(f"texts through HTTP, {row['form']}", row["http"]["texts_s"], "texts/s", row["alone_texts_s"])
 
 
 def _memory(raw: Raw, beside: Beside) -> Iterator[Row]:
