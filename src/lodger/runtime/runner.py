@@ -94,14 +94,10 @@ class Runner:
 
     def by_layer(self, batch: PackedBatch, *, whole: bool = False) -> Layers:
         """The forward of whole texts, with a pause after each layer where the backbone knows its layers."""
-        if isinstance(self.backbone, DenseEncoder):
-            hidden = self.backbone.at_once(batch) if whole else None
-            if hidden is not None:
-                return _done(hidden)
         plan = self.attention.plan(batch, None, causal=self.facts.causal)
-        if isinstance(self.backbone, DenseEncoder):
-            return self.backbone.by_layer(batch, plan)
-        return self._without_pause(batch, plan)
+        if not isinstance(self.backbone, DenseEncoder):
+            return self._without_pause(batch, plan)
+        return _at_once(self.backbone, batch, plan) if whole else self.backbone.by_layer(batch, plan)
 
     def _without_pause(self, batch: PackedBatch, plan: AttentionPlan) -> Layers:
         yield from ()
@@ -109,8 +105,11 @@ class Runner:
             return self.backbone(batch)
 
 
-def _done(hidden: torch.Tensor) -> Layers:
-    yield from ()
+def _at_once(encoder: DenseEncoder, batch: PackedBatch, plan: AttentionPlan) -> Layers:
+    """Nothing is launched before it is run, so that no other forward overwrites what this one found."""
+    hidden = encoder.at_once(batch)
+    if hidden is None:
+        hidden = yield from encoder.by_layer(batch, plan)
     return hidden
 
 
