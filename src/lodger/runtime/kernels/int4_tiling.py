@@ -21,22 +21,26 @@ class Tile(NamedTuple):
 
 class _Cut(NamedTuple):
     tokens: int  # up to these
+    rows: int  # from these
     tile: Tile
     programs: int  # for each processor, as many as share the columns of the tiles
 
 
 _CUTS = (
-    _Cut(8, Tile(8, 64, 1, 4, 4), 4),
-    _Cut(16, Tile(16, 64, 1, 4, 4), 4),
-    _Cut(32, Tile(32, 64, 1, 4, 4), 3),
-    _Cut(MOST_TOKENS, Tile(64, 64, 1, 4, 3), 2),
+    _Cut(8, 8192, Tile(8, 128, 1, 4, 4), 6),
+    _Cut(8, 0, Tile(8, 128, 1, 4, 4), 2),
+    _Cut(16, 8192, Tile(16, 128, 1, 4, 4), 6),
+    _Cut(16, 0, Tile(16, 128, 1, 4, 4), 2),
+    _Cut(32, 0, Tile(32, 64, 1, 4, 3), 5),
+    _Cut(64, 0, Tile(64, 64, 1, 4, 3), 2),
+    _Cut(MOST_TOKENS, 0, Tile(64, 128, 1, 4, 4), 2),
 )
 _LEAST_BLOCKS = 4  # that a program is worth
 
 
 def tile_for(tokens: int, rows: int, blocks: int, processors: int) -> Tile:
     """How up to MOST_TOKENS times a weight of `blocks` blocks of columns are cut for a card of `processors`."""
-    cut = next(cut for cut in _CUTS if tokens <= cut.tokens)
+    cut = next(cut for cut in _CUTS if tokens <= cut.tokens and rows >= cut.rows)
     tiles = -(-rows // cut.tile.rows) * -(-tokens // cut.tile.tokens)
     wanted = cut.programs * processors // tiles if tiles <= MOST_TILES else 1
     return cut.tile._replace(splits=max(1, min(wanted, blocks // _LEAST_BLOCKS)))
