@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -268,6 +270,18 @@ def test_a_part_that_hangs_is_ended_with_its_children(module: Any) -> None:
     assert report["state"] == "out of time"
     status = Path(f"/proc/{report['result']}/stat")
     assert not status.exists() or ") Z " in status.read_text()
+
+
+def test_a_signal_ends_the_part_and_keeps_what_it_measured(module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    body = "out.write_text('[1]'); print('written'); time.sleep(600)"
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(parts.STOPPED))
+    monkeypatch.setattr(parts, "print", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM), raising=False)
+    try:
+        report = parts.run(module(body), 60)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert (report["state"], report["result"]) == ("stopped", [1])
+    assert report["seconds"] < 30
 
 
 @pytest.mark.parametrize("name", PARTS)

@@ -20,7 +20,7 @@ from pathlib import Path
 from bench import hardware
 from bench.gpu import document, reading, sheet
 from bench.gpu.part import need_gpu
-from bench.gpu.parts import PARTS, ROOT, run
+from bench.gpu.parts import PARTS, ROOT, STOPPED, run
 
 WHOLE_S = 480  # of one call
 
@@ -63,6 +63,8 @@ def measure(given: argparse.Namespace) -> Path:
         now["parts"][name] = run(part, left)
         print(f"== {name}: {now['parts'][name]['state']} after {now['parts'][name]['seconds']} s", flush=True)
         document.write(out, document.merge(before, now))
+        if now["parts"][name]["state"] == "stopped":
+            break
     return out
 
 
@@ -75,7 +77,7 @@ def show(found: document.Document) -> None:
 
 def main() -> None:
     given = options()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the part ends with us
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(STOPPED))  # so that the part ends, and is kept
     out = given.out
     if given.add:
         document.write(out, document.merge(document.read(out), json.loads(given.add.read_text())))

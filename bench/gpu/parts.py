@@ -21,6 +21,7 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent.parent
 _CHILD = (sys.executable, "-m", "lodger.process")  # which dies with its parent
+STOPPED = 143  # what a shell calls the end by SIGTERM
 TAIL = 12  # lines kept of what a failed part said
 
 
@@ -61,15 +62,18 @@ PARTS: dict[str, Part] = {
 def run(part: Part, limit_s: float) -> dict[str, Any]:
     """One part in a process of its own, ended with all its children after `limit_s`.
 
-    Returns: state ("ok", "failed" or "out of time"), seconds, result (its raw numbers; None if it wrote none), and
-    where it is not ok the last lines that it said.
+    Returns: state ("ok", "failed", "out of time", or "stopped" by a signal to us), seconds, result (its raw numbers; None
+    if it wrote none), and where it is not ok the last lines that it said.
     """
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "raw.json"
         started = time.monotonic()
-        code, said = _watch([*_CHILD, str(os.getpid()), part.module, "--out", str(out), *part.arguments], limit_s)
+        try:
+            code, said = _watch([*_CHILD, str(os.getpid()), part.module, "--out", str(out), *part.arguments], limit_s)
+        except SystemExit:
+            code, said = STOPPED, ["a signal ended the run"]
         seconds = time.monotonic() - started
-        state = "ok" if code == 0 else "out of time" if seconds >= limit_s else "failed"
+        state = {0: "ok", STOPPED: "stopped"}.get(code, "out of time" if seconds >= limit_s else "failed")
         report = {"state": state, "seconds": round(seconds, 1), "limit_s": limit_s, "result": _raw(out)}
         return report if state == "ok" else report | {"said": said}
 

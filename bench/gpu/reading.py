@@ -201,7 +201,8 @@ def _memory(raw: Raw, beside: Beside) -> Iterator[Row]:
 def _start(raw: Raw, beside: Beside) -> Iterator[Row]:
     cold, *warm = raw["starts"]
     peer = beside.peers["chat"]["start_s"]
-    yield Row("start to three models that answered, nothing compiled", cold["start_s"], "s", peer=peer, less=True)
+    how = "files not read before" if raw.get("compiled") else "nothing compiled"
+    yield Row(f"start to three models that answered, {how}", cold["start_s"], "s", peer=peer, less=True)
     for start in warm:
         yield Row("start to three models that answered", start["start_s"], "s", None, peer, 20, less=True)
         held = start["after load"] / GIB

@@ -90,6 +90,7 @@ def main() -> None:
         file = wanted(Path(home), folders, given.budget, given.quantization)
         found["planned"] = plan = planned(file, Path(home))
         compiled = Path.home() / ".triton" / "cache"
+        found["compiled"] = compiled.exists()
         if compiled.exists():
             shutil.copytree(compiled, Path(home) / "cache" / "triton")
         up = lodger("up", "--file", file, "--home", home, "--port", str(PORT))
