@@ -87,6 +87,8 @@ class ServedModel:
             return
         uid, weights = self._serving.uid, self._serving.weights
         with out_of_memory(f"{uid} was woken"), ExitStack() as undo:
+            undo.callback(self._serving.turn, True)
+            self._serving.turn(False)
             if self._cache is not None:
                 undo.callback(self._cache.sleep)
                 self._cache.wake()
@@ -95,7 +97,6 @@ class ServedModel:
             self._served.wake(runner)
             undo.pop_all()
         self._serving.loop.add(self._served)
-        self._serving.turn(False)
         self._asleep = False
 
     def memory(self) -> dict[str, int]:
