@@ -62,8 +62,8 @@ PARTS: dict[str, Part] = {
 def run(part: Part, limit_s: float) -> dict[str, Any]:
     """One part in a process of its own, ended with all its children after `limit_s`.
 
-    Returns: state ("ok", "failed", "out of time", or "stopped" by a signal to us), seconds, result (its raw numbers; None
-    if it wrote none), and where it is not ok the last lines that it said.
+    Returns: state ("ok", "failed", "out of time", or "stopped" by a signal to us), seconds, result (its raw numbers;
+    None if it wrote none), and where it is not ok the last lines that it said.
     """
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "raw.json"
