@@ -41,7 +41,8 @@ class Desk:
     def turn(self, budget: int = 256) -> int:
         claims = list(self.lane.claims(budget))
         ran = self.lane.micro_step(claims[0].lane, budget) if claims else 0
-        self.lane.deliver(wait=not claims)
+        while self.lane.launched:
+            self.lane.deliver(wait=True)
         return ran
 
     def finish(self, budget: int = 256) -> int:
