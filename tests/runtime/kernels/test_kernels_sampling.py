@@ -78,6 +78,25 @@ def test_choices_are_those_of_the_definition(where: Where, flat: bool) -> None:
     assert chosen[::2].tolist() == [-7] * len(rows)
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_whatever_is_drawn_is_a_token_that_is_left(where: Where) -> None:
+    """Random numbers next to 1, weights too small for their sum, and logits that are no numbers."""
+    device, dtype = where
+    logits = torch.full((8, VOCABULARY), -60.0)
+    logits[:, 100] = 0.0
+    logits[1::2, 200:1400] = -20.0
+    logits[6:] = torch.nan
+    kinds = [{"top_p": 0.9999999}, {"top_k": 1500}, {}, {"min_p": 0.5}, {"top_k": 3, "top_p": 0.99}, {"top_p": 0.5}]
+    full = [OFF | kind for kind in (*kinds, {"top_k": 5}, {})]
+    numbers = [1 - 2**-24, 1 - 2**-53, 1 - 2**-24, 0.99999994, 1 - 2**-24, 1 - 2**-53, 0.5, 0.5]
+    rules = torch.tensor([[*one.values(), number] for one, number in zip(full, numbers, strict=True)])
+    chosen = torch.full((8,), -7, device=device)
+    places = torch.tensor([[n, 0] for n in range(8)], device=device)
+    draw(logits.to(device, dtype), rules.float().to(device), places, chosen)
+    assert all(0 <= token < VOCABULARY for token in chosen.tolist())
+    assert chosen[[3, 5]].tolist() == [100, 100], "all others were dropped"
+
+
 @pytest.mark.gpu
 def test_a_choice_does_not_depend_on_the_rows_beside_it() -> None:
     device = torch.device("cuda:0")

@@ -23,7 +23,7 @@ CANDIDATES = 1024  # of one row
 RULES = 8  # numbers of each row: temperature, top_p, top_k, min_p, three penalties, its random number
 PEAKS_FOR_TOP_P = 128  # chunks from which candidates are taken where top-k does not say how many
 LEAST: tl.constexpr = tl.constexpr(-2147483648)  # of all keys
-BELOW_1: tl.constexpr = tl.constexpr(0.9999999)
+BELOW_1: tl.constexpr = tl.constexpr(0.999999)  # by more than two sums of the same weights differ in any order
 PROMPT = 1 << 30  # in a memory: the token is in the prompt
 
 
@@ -280,16 +280,19 @@ def _pick(
                 own = _highest(logits, memory, rules, values, tokens, count, all_of_it, top, least, lowest, target,
                                search == 0, search == 2, CHUNK, PROMPT)  # fmt: skip
                 lowest = tl.where(search == 2, lowest, tl.maximum(lowest, own))
+        own = tl.where(own == LEAST, _key(top), own)
         before = _weight_from(logits, memory, rules, values, tokens, count, all_of_it, top, floor,
                               tl.maximum(lowest, own + 1), CHUNK, PROMPT)  # fmt: skip
-        nth = ((target - before) / tl.exp(_number(own) - top)).to(tl.int32)  # of those that are equal
+        nth = (target - before) / tl.exp(_number(own) - top)  # of those that are equal; rounding may make it negative
+        nth = tl.minimum(tl.maximum(nth, 0.0), 1e9).to(tl.int32)
         token = _nth_equal(logits, memory, rules, values, tokens, count, all_of_it, top, own, nth, CHUNK, PROMPT)
     else:
         token = _in_order(
             logits, memory, rules, held, tl.where(chunk < chunks, chunk, -1), top, floor, number * total, vocab_size,
             CHUNK, PROMPT,
         )  # fmt: skip
-    tl.store(chosen + place, token.to(tl.int64))
+    # Logits that are no numbers have no such token. A negative one would be read as an address by the next step.
+    tl.store(chosen + place, tl.maximum(token, 0).to(tl.int64))
 
 
 @triton.jit
