@@ -82,6 +82,21 @@ class FusedDecoder(DenseDecoder):
         return x
 
 
+def product(x: torch.Tensor, linear: torch.nn.Module, out: torch.Tensor) -> None:
+    """linear(x), written to `out` [T, rows]."""
+    matrix = _matrix(linear.forward)
+    if matrix is None:
+        out.copy_(linear(x))
+    elif len(x) == 1:
+        one_token.product(x, matrix, out=out)
+    elif len(x) <= MOST_FEW:
+        few_tokens.product(x, matrix, out=out)
+    elif matrix.scale is None and matrix.bias is None:
+        torch.mm(x, matrix.values.t(), out=out)
+    else:
+        out.copy_(linear(x))
+
+
 def _numbers(norm: Norm) -> tuple[torch.Tensor, float]:
     return norm.weight, norm.epsilon
 
@@ -97,7 +112,7 @@ def _matrix(linear: Linear) -> Matrix | None:
     module = getattr(linear, "__self__", None)
     if isinstance(module, QuantisedLinear):
         return Matrix(module.weight, module.scale, module.bias)
-    if isinstance(module, PlainLinear):
+    if isinstance(module, PlainLinear) and module.weight.dtype.itemsize == 2:
         return Matrix(module.weight, None, module.bias)
     return None
 

@@ -76,7 +76,7 @@ def product(
     elif out is None:
         out = x.new_empty(1, rows)
     share = share or share_for(rows, gated=gated)
-    piece, odd = divmod(share.rows * columns * matrix.values.itemsize, 32 * share.warps)
+    size = share.rows * columns * matrix.values.itemsize
     _product[(triton.cdiv(rows, share.rows),)](
         x,
         x if norm is None else norm[0],
@@ -94,8 +94,7 @@ def product(
         SCALED=matrix.scale is not None,
         BIASED=matrix.bias is not None,
         ADDED=residual is not None,
-        THREADS=32 * share.warps,
-        AHEAD=0 if odd or piece % 16 or not ahead else piece,
+        AHEAD=size if ahead and columns * matrix.values.itemsize % 16 == 0 and rows >= share.rows else 0,
         num_warps=share.warps,
         **early(x.device),
     )
@@ -112,7 +111,7 @@ def _read(place, start, columns, COLUMNS: tl.constexpr):
 def _product(
     x, norm, weight, scale, bias, out, rows, columns, epsilon,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, NORMED: tl.constexpr, GATED: tl.constexpr, SCALED: tl.constexpr,
-    BIASED: tl.constexpr, ADDED: tl.constexpr, THREADS: tl.constexpr, AHEAD: tl.constexpr, EARLY: tl.constexpr,
+    BIASED: tl.constexpr, ADDED: tl.constexpr, AHEAD: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     let_next_begin(EARLY)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -121,8 +120,8 @@ def _product(
     first = weight + tl.minimum(row, rows - 1).to(tl.int64)[:, None] * columns + column[None, :]
     second = first + rows.to(tl.int64) * columns
     if AHEAD > 0 and EARLY:
-        begin = tl.minimum(tl.program_id(0) * ROWS, tl.maximum(rows - ROWS, 0)).to(tl.int64) * columns
-        ask_for((weight + begin).to(tl.int64) + tl.arange(0, THREADS) * AHEAD, AHEAD, THREADS)
+        begin = tl.minimum(tl.program_id(0) * ROWS, rows - ROWS).to(tl.int64) * columns
+        ask_for((weight + begin).to(tl.int64) + tl.zeros([1], tl.int64), AHEAD, 1)
     w = _read(first, 0, columns, COLUMNS)
     if GATED:
         u = _read(second, 0, columns, COLUMNS)

@@ -45,7 +45,10 @@ def wait_for_last(EARLY: tl.constexpr):
 
 @triton.jit
 def ask_for(place, bytes, PIECES: tl.constexpr):
-    """Of what lies at each of PIECES addresses `bytes` come into L2; both are multiples of 16. From Hopper on."""
+    """Of what lies at each of PIECES addresses `bytes` come into L2; both are multiples of 16. From Hopper on.
+
+    A thread asks for one piece after the other, so that a large piece comes sooner than many small ones.
+    """
     tl.inline_asm_elementwise(
         "cp.async.bulk.prefetch.L2.global [$1], $2; mov.u32 $0, 0;",
         "=r,l,r",
