@@ -59,7 +59,7 @@ def unpacked(words: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
     for column in range(found.shape[1]):
         inside = column % BLOCK
         quarter, odd = inside // 32, inside % 2
-        number = (words[column // BLOCK, :, inside % 32 // 2] >> (4 * quarter + 16 * odd)) & 15
+        number = (words[column // BLOCK, :, inside % 32 // 2] >> (4 * quarter + (0 if odd else 16))) & 15
         both = scales[column // group]
         scale = both.to(torch.int16).view(torch.float16).float()
         found[:, column] = (number - (both >> 16)).float() * scale

@@ -4,8 +4,8 @@ The form that one kernel multiplies with, whatever the published one was (`lodge
 columns of all rows, and blocks follow each other, so that what a program reads at a time lies in one piece.
 
 - words: int32 [blocks, rows, 16]. Word j has the columns 2j and 2j + 1 of each of a block's four quarters: from the
-  lowest bits on the four even ones, then the four odd ones. Two neighbours are 16 bits apart, so that one shift and one
-  mask put both where they are bits of two half precisions.
+  lowest bits on the odd ones, then, 16 bits higher, the even ones. Any of the eight is next to its neighbour when a
+  word is shifted and masked once, and both are then bits of a half precision's fraction.
 - scales: int32 [groups, rows], float16 in the lower 16 bits and the zero point, 0 to 15, in the upper ones. A block
   has 1, 2 or 4 groups.
 """
@@ -35,7 +35,7 @@ def pack(values: torch.Tensor) -> torch.Tensor:
     words = torch.zeros_like(quarters[:, 0, :, 0])
     for quarter in range(4):
         for odd in range(2):
-            words |= quarters[:, quarter, :, odd] << (4 * quarter + 16 * odd)
+            words |= quarters[:, quarter, :, odd] << (4 * quarter + 16 * (1 - odd))
     return words.transpose(1, 2)
 
 

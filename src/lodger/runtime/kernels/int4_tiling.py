@@ -1,4 +1,7 @@
-"""How a product with a weight of half a byte is cut: decisions over numbers, without Triton."""
+"""How a product with a weight of half a byte is cut: decisions over numbers, without Triton.
+
+The table is what an H200 measured for the four products of Qwen3-4B's layer, among some 60 cuts for each.
+"""
 
 from __future__ import annotations
 

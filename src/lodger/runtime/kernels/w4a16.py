@@ -1,12 +1,9 @@
 """Products of activations in a half precision with weights of half a byte, known as W4A16 (`lodger.runtime.int4`).
 
-A weight is read once, as it is stored. Its numbers become a half precision without being converted: as the upper four
-bits of the fraction of 128 in bfloat16, or of 1024 in float16, n makes that 8 (16 + n) or 64 (16 + n). One shift and
-one mask make two of them, and the order in which a word holds its eight is that in which tensor cores take them.
-
-What is too much, 16 and the zero point, is taken off again: for few tokens off the finished sums of a group, as so much
-times the sum of its inputs, which tensor cores find beside; for more, which keep them busy, off each number. The scale
-of a group multiplies its finished sums, so the only error is that of the stored weight.
+A weight is read once, as it is stored. Its numbers become a half precision without being converted: four bits beside
+those of 128 in bfloat16, or of 1024 in float16, are 128 + n or 1024 + n, and subtracting 128 + zero or 1024 + zero is
+exact. One shift and one mask make two of them, and the order in which a word holds its eight is that in which tensor
+cores take them. The scale of a group multiplies its finished sums, so the only error is that of the stored weight.
 
 Where a product has fewer tiles than the card has room for, several programs share the columns of a tile; the last to
 finish adds up what all of them found, always in the same order.
@@ -25,8 +22,6 @@ import triton.language as tl
 
 from lodger.runtime.kernels.arrivals import counters
 from lodger.runtime.kernels.int4_tiling import Tile, tile_for
-
-_FEW = 16  # tokens for which tensor cores have time for a second product
 
 
 def product(
@@ -68,7 +63,6 @@ def product(
         TOKENS=tile.tokens,
         ROWS=tile.rows,
         GROUPS=len(scales) // blocks,
-        FEW=tile.tokens <= _FEW,
         WHOLE=columns % 128 == 0,
         SHARED=shared,
         BIASED=bias is not None,
@@ -93,59 +87,31 @@ def _processors(device: torch.device) -> int:
 
 
 @triton.jit
-def _pairs(both, dtype: tl.constexpr, ROWS: tl.constexpr):
-    """int32 [ROWS, 16] of two half precisions each -> [ROWS, 32]."""
-    first = both.to(tl.int16).to(dtype, bitcast=True)
-    second = (both >> 16).to(tl.int16).to(dtype, bitcast=True)
-    return tl.join(first, second).reshape(ROWS, 32)
+def _numbers(words, quarter: tl.constexpr, dtype: tl.constexpr, ROWS: tl.constexpr):
+    """[ROWS, 32]: the numbers of one quarter of a block, each plus 128 or 1024."""
+    both = ((words >> (4 * quarter)) & 0x000F000F) | (0x43004300 if dtype == tl.bfloat16 else 0x64006400)
+    even = (both >> 16).to(tl.int16).to(dtype, bitcast=True)
+    odd = both.to(tl.int16).to(dtype, bitcast=True)
+    return tl.join(even, odd).reshape(ROWS, 32)
 
 
 @triton.jit
-def _numbers(words, base, quarter: tl.constexpr, dtype: tl.constexpr, ROWS: tl.constexpr):
-    """[ROWS, 32]: UNIT (16 + n) of the numbers of one quarter of a block.
-
-    Args:
-        base: [ROWS], `_base`.
-    """
-    up: tl.constexpr = (3 if dtype == tl.bfloat16 else 6) - 4 * quarter
-    moved = words << up if up > 0 else words >> -up
-    return _pairs((moved & (0x00780078 if dtype == tl.bfloat16 else 0x03C003C0)) | base[:, None], dtype, ROWS)
+def _zero(scale, dtype: tl.constexpr):
+    """Zero points, each plus 128 or 1024."""
+    return ((scale >> 16) | (0x4300 if dtype == tl.bfloat16 else 0x6400)).to(tl.int16).to(dtype, bitcast=True)
 
 
 @triton.jit
-def _base(both, dtype: tl.constexpr):
-    """Of each row two times 128 or 1024, 16 units. A scale's upper byte is 0, which a compiler does not know: it would
-    take two instructions for a mask and a sum of two constants, and takes one where the other is in a register."""
-    return (both >> 24) + (0x43004300 if dtype == tl.bfloat16 else 0x64006400)
-
-
-@triton.jit
-def _ones(both, dtype: tl.constexpr, ROWS: tl.constexpr):
-    """[ROWS, 32], come by as the numbers are, so that both products take their inputs alike."""
-    ones = (both >> 24) + (0x3F803F80 if dtype == tl.bfloat16 else 0x3C003C00)
-    return _pairs(tl.broadcast_to(ones[:, None], [ROWS, 16]), dtype, ROWS)
-
-
-@triton.jit
-def _zero(both, dtype: tl.constexpr):
-    """UNIT (16 + zero point) of each row."""
-    bits = ((both >> 16) << 3) | 0x4300 if dtype == tl.bfloat16 else ((both >> 16) << 6) | 0x6400
-    return bits.to(tl.int16).to(dtype, bitcast=True)
-
-
-@triton.jit
-def _scale(both, dtype: tl.constexpr):
-    """Of a UNIT."""
-    return both.to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32) * (1 / 8 if dtype == tl.bfloat16 else 1 / 64)
+def _scale(scale):
+    return scale.to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
 
 
 @triton.jit(do_not_specialize=["tokens"])
 def _product(
     x, words, scales, bias, out, parts, arrived, tokens, rows, columns,
     TOKENS: tl.constexpr, ROWS: tl.constexpr, GROUPS: tl.constexpr,
-    FEW: tl.constexpr, WHOLE: tl.constexpr, SHARED: tl.constexpr, BIASED: tl.constexpr,
+    WHOLE: tl.constexpr, SHARED: tl.constexpr, BIASED: tl.constexpr,
 ):  # fmt: skip
-    dtype: tl.constexpr = x.dtype.element_ty
     tile, split, splits = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
     across = tl.cdiv(tokens, TOKENS)  # tiles of the same rows are neighbours, so that a weight comes from memory once
     row = (tile // across) * ROWS + tl.arange(0, ROWS)
@@ -160,23 +126,17 @@ def _product(
         w = tl.load(weights + block * rows * 16, eviction_policy="evict_first")
         for group in tl.static_range(GROUPS):
             both = tl.load(scales + (block * GROUPS + group) * rows + own_row)
-            base, zero = _base(both, dtype), _zero(both, dtype)[:, None]
-            sums, plain = tl.zeros([ROWS, TOKENS], tl.float32), tl.zeros([ROWS, TOKENS], tl.float32)
+            zero = _zero(both, x.dtype.element_ty)
+            sums = tl.zeros([ROWS, TOKENS], tl.float32)
             for quarter in tl.static_range(group * 4 // GROUPS, (group + 1) * 4 // GROUPS):
                 first = block * 128 + quarter * 32
                 if WHOLE:
                     a = tl.load(inputs + first)
                 else:
                     a = tl.load(inputs + first, mask=(first + column < columns)[None, :], other=0.0)
-                n = _numbers(w, base, quarter, dtype, ROWS)
-                if FEW:
-                    plain = tl.dot(_ones(both, dtype, ROWS), tl.trans(a), plain)
-                    sums = tl.dot(n, tl.trans(a), sums)
-                else:
-                    sums = tl.dot(n - zero, tl.trans(a), sums)
-            if FEW:
-                sums -= plain * zero.to(tl.float32)
-            total += sums * _scale(both, dtype)[:, None]
+                n = _numbers(w, quarter, x.dtype.element_ty, ROWS) - zero[:, None]
+                sums = tl.dot(n, tl.trans(a), sums)
+            total += sums * _scale(both)[:, None]
     row, token = row[:, None], token[None, :]
     if SHARED:
         own = tl.arange(0, ROWS)[:, None] * TOKENS + tl.arange(0, TOKENS)[None, :]
@@ -202,8 +162,8 @@ def _dequantise(words, scales, out, first, count, rows, columns, ROWS: tl.conste
     for quarter in tl.static_range(4):
         both = tl.load(scales + (block * GROUPS + quarter * GROUPS // 4) * rows + stored)
         # float16 has all of them exactly, whatever they become
-        n = _numbers(w, _base(both, tl.float16), quarter, tl.float16, ROWS) - _zero(both, tl.float16)[:, None]
-        value = n.to(tl.float32) * _scale(both, tl.float16)[:, None]
+        n = _numbers(w, quarter, tl.float16, ROWS) - _zero(both, tl.float16)[:, None]
+        value = n.to(tl.float32) * _scale(both)[:, None]
         column = block * 128 + quarter * 32 + tl.arange(0, 32)
         inside = (row < count)[:, None] & (column < columns)[None, :]
         tl.store(out + row[:, None] * columns + column[None, :], value.to(out.dtype.element_ty), mask=inside)
