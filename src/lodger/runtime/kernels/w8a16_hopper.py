@@ -73,12 +73,12 @@ def _ask(inputs, weight, token, row, column, ready, xs, ws, wanted):
     copy(weight, [row, column], ready, ws, wanted)
 
 
-@gluon.jit(do_not_specialize=["tokens"])
-def _product(
-    inputs, weight, scale, bias, out, parts, arrived, tokens, rows, columns,
-    TOKENS: gl.constexpr, ROWS: gl.constexpr, STAGES: gl.constexpr, SHARED: gl.constexpr, BIASED: gl.constexpr,
-    num_warps: gl.constexpr,
+@gluon.jit
+def _sums(
+    inputs, weight, first_token, first_row, begin, count,
+    TOKENS: gl.constexpr, ROWS: gl.constexpr, STAGES: gl.constexpr, num_warps: gl.constexpr,
 ):  # fmt: skip
+    """[ROWS, TOKENS] of `count` pieces of columns."""
     COLUMNS: gl.constexpr = 64  # what the swizzled rows of a half precision hold
     HALF: gl.constexpr = inputs.dtype
     converted: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [num_warps, 1], [1, 0])
@@ -93,16 +93,6 @@ def _product(
         mbarrier.init(ready.index(i), count=1)
     fence_async_shared()
     barrier()
-
-    tile = gl.program_id(0)
-    split = gl.program_id(1)
-    splits = gl.num_programs(1)
-    across = gl.cdiv(tokens, TOKENS)  # tiles of the same rows are neighbours
-    first_row = (tile // across) * ROWS
-    first_token = (tile % across) * TOKENS
-    steps = gl.cdiv(columns, COLUMNS)
-    begin = steps * split // splits
-    count = steps * (split + 1) // splits - begin
     for i in gl.static_range(STAGES - 1):
         at = (begin + i) * COLUMNS
         _ask(inputs, weight, first_token, first_row, at, ready.index(i), xs.index(i), ws.index(i), i < count)
@@ -127,7 +117,25 @@ def _product(
     total = warpgroup_mma_wait(0, deps=[total])
     for i in gl.static_range(STAGES):
         mbarrier.invalidate(ready.index(i))
+    return total
 
+
+@gluon.jit(do_not_specialize=["tokens"])
+def _product(
+    inputs, weight, scale, bias, out, parts, arrived, tokens, rows, columns,
+    TOKENS: gl.constexpr, ROWS: gl.constexpr, STAGES: gl.constexpr, SHARED: gl.constexpr, BIASED: gl.constexpr,
+    num_warps: gl.constexpr,
+):  # fmt: skip
+    tile = gl.program_id(0)
+    split = gl.program_id(1)
+    splits = gl.num_programs(1)
+    across = gl.cdiv(tokens, TOKENS)  # tiles of the same rows are neighbours
+    first_row = (tile // across) * ROWS
+    first_token = (tile % across) * TOKENS
+    steps = gl.cdiv(columns, inputs.block_shape[1])
+    begin = steps * split // splits
+    count = steps * (split + 1) // splits - begin
+    total = _sums(inputs, weight, first_token, first_row, begin, count, TOKENS, ROWS, STAGES, num_warps)
     stored: gl.constexpr = (
         gl.BlockedLayout([8, 1], [8, 4], [1, num_warps], [0, 1])
         if ROWS == 64
@@ -153,4 +161,4 @@ def _product(
     if BIASED:
         found += gl.load(bias + row, mask=row < rows, other=0.0).to(gl.float32)[:, None]
     place = out + token.to(gl.int64)[None, :] * rows + row[:, None]
-    gl.store(place, found.to(HALF), mask=(row < rows)[:, None] & (token < tokens)[None, :])
+    gl.store(place, found.to(inputs.dtype), mask=(row < rows)[:, None] & (token < tokens)[None, :])
