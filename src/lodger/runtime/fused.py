@@ -54,7 +54,7 @@ class FusedDecoder(DenseDecoder):
         attend = _attention(self, current_plan(), cos, sin)
         if len(residual) == 1 and self._matrices:
             return self._one_token(residual, attend)
-        if len(residual) <= MOST_FEW and self._matrices:
+        if len(residual) <= MOST_FEW and self._matrices and self._matrices[0].qkv.scale is not None:
             return self._few_tokens(residual, attend)
         x = rms_norm(residual, self.layers[0].before_attention.weight, self.layers[0].before_attention.epsilon)
         for layer, following in zip(self.layers, [*self.layers[1:], None], strict=True):
@@ -66,7 +66,7 @@ class FusedDecoder(DenseDecoder):
     def _one_token(self, residual: torch.Tensor, attend: Attend) -> torch.Tensor:
         for layer, own in zip(self.layers, self._matrices, strict=True):
             attended = attend(layer, one_token.product(residual, own.qkv, _numbers(layer.before_attention)))
-            one_token.product(attended.view(1, -1), own.out, residual=residual, ahead=True)
+            one_token.product(attended.view(1, -1), own.out, residual=residual)
             active = one_token.product(residual, own.gate_up, _numbers(layer.before_mlp), gated=True)
             one_token.product(active, own.down, residual=residual)
         return rms_norm(residual, *_numbers(self.norm))
@@ -76,7 +76,7 @@ class FusedDecoder(DenseDecoder):
         x = rms_norm(residual, *_numbers(self.layers[0].before_attention))
         for layer, own, following in zip(self.layers, self._matrices, norms, strict=True):
             attended = attend(layer, few_tokens.product(x, own.qkv)).flatten(1)
-            x = _add(residual, few_tokens.product(attended, own.out, ahead=True), layer.before_mlp)
+            x = _add(residual, few_tokens.product(attended, own.out), layer.before_mlp)
             active = few_tokens.product(x, own.gate_up, gated=True)
             x = _add(residual, few_tokens.product(active, own.down), following)
         return x

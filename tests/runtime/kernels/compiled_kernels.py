@@ -135,7 +135,7 @@ def _products(capability: int) -> Iterator[tuple[str, Callable[[], Any]]]:
             partial(one_token.product, empty(1, columns), matrix, norm_, gated=True),
         )
         yield f"{kind}, gated, 8 tokens", partial(few_tokens.product, empty(8, columns), matrix, gated=True)
-        yield f"{kind}, 32 tokens", partial(few_tokens.product, empty(32, columns), matrix, ahead=True)
+        yield f"{kind}, 32 tokens", partial(few_tokens.product, empty(32, columns), matrix)
 
 
 def compiled(capability: int) -> Iterator[dict[str, Any]]:
@@ -143,8 +143,6 @@ def compiled(capability: int) -> Iterator[dict[str, Any]]:
     run = JITFunction.run
 
     def only_compile(self: JITFunction[Any], *args: Any, grid: Any, warmup: bool, **options: Any) -> None:
-        if "EARLY" in options and capability >= 90:  # as `kernels.overlap` decides for a card
-            options |= {"EARLY": True, "launch_pdl": True}
         made.append((self, run(self, *args, grid=grid, warmup=True, **options)))
 
     for module in (w8a16, w4a16, few_tokens):

@@ -56,7 +56,7 @@ def test_one_token(rows: int, columns: int, gated: bool, biased: bool, int8: boo
     assert far(one_token.product(x, own, gated=gated), expected) < TOLERANCE[where[1]]
     residual = random(where, 1, len(expected[0]))
     expected = exact(normed(x, weight), own, gated=gated) + residual.double()
-    found = one_token.product(x, own, (weight, EPSILON), gated=gated, residual=residual, ahead=True)
+    found = one_token.product(x, own, (weight, EPSILON), gated=gated, residual=residual)
     assert found is residual
     assert far(found, expected) < TOLERANCE[where[1]]
 
@@ -67,15 +67,15 @@ def test_one_token_however_it_is_shared(share: Share, where: Where) -> None:
     assert far(one_token.product(x, own, share=share), exact(x, own, gated=False)) < TOLERANCE[where[1]]
 
 
-def test_launches_that_begin_early_read_what_the_last_one_wrote(where: Where) -> None:
-    """A chain of products over and over: whoever reads too soon finds numbers of the run before."""
+def test_a_chain_of_products(where: Where) -> None:
+    """Over and over: whoever reads too soon finds numbers of the run before."""
     width, links = (2560, 12) if where[0].type == "cuda" else (8, 3)
     chain = [matrix(where, width, width, int8=n % 2 == 0, biased=False) for n in range(links)]
     first, other = random(where, 1, width), random(where, 1, width)
     for x in (first, other, first):
         found, expected = x.clone(), x.double()
         for own in chain:
-            step = one_token.product(found, own, (torch.ones_like(x[0]), EPSILON), ahead=True)
+            step = one_token.product(found, own, (torch.ones_like(x[0]), EPSILON))
             expected = exact(normed(found, torch.ones_like(x[0])), own, gated=False)
             assert far(step, expected) < TOLERANCE[where[1]]
             found = step
@@ -91,7 +91,7 @@ def test_few_tokens(tokens: int, processors: int, gated: bool, int8: bool, where
     assert (tile.splits > 1) == (processors == 8)
     expected = exact(x, own, gated=gated)
     assert far(few_tokens.product(x, own, gated=gated, tile=tile), expected) < TOLERANCE[where[1]]
-    assert far(few_tokens.product(x, own, gated=gated, ahead=True), expected) < TOLERANCE[where[1]]
+    assert far(few_tokens.product(x, own, gated=gated), expected) < TOLERANCE[where[1]]
 
 
 @pytest.mark.parametrize("tokens", [1, 2])

@@ -22,7 +22,6 @@ import triton.language as tl
 from lodger.runtime.kernels.arrivals import counters
 from lodger.runtime.kernels.few_tokens_tiling import Tile, tile_for
 from lodger.runtime.kernels.one_token import Matrix
-from lodger.runtime.kernels.overlap import ask_for, early, let_next_begin, wait_for_last
 
 
 def product(
@@ -30,7 +29,6 @@ def product(
     matrix: Matrix,
     *,
     gated: bool = False,
-    ahead: bool = False,
     out: torch.Tensor | None = None,
     tile: Tile | None = None,
 ) -> torch.Tensor:
@@ -39,7 +37,6 @@ def product(
     Args:
         x: [T, columns], contiguous.
         gated: the matrix is a gate above as many rows: silu(x @ gate) * (x @ rest), known as SwiGLU.
-        ahead: the launch before leaves the memory idle: meanwhile all of the matrix comes into L2.
         out: [T, rows], contiguous; where the result goes.
         tile: how it is cut; None for what was measured to be fastest.
 
@@ -68,14 +65,12 @@ def product(
         TOKENS=tile.tokens,
         ROWS=tile.rows,
         COLUMNS=tile.columns,
-        AHEAD=ahead and columns * matrix.values.itemsize % 16 == 0 and not gated,
         SHARED=shared,
         GATED=gated,
         SCALED=matrix.scale is not None,
         BIASED=matrix.bias is not None,
         num_warps=tile.warps,
         num_stages=tile.stages,
-        **early(x.device),
     )
     return out
 
@@ -88,10 +83,9 @@ def _processors(device: torch.device) -> int:
 @triton.jit(do_not_specialize=["tokens", "rows"])
 def _product(
     x, weight, scale, bias, out, parts, arrived, tokens, rows, columns,
-    TOKENS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, AHEAD: tl.constexpr,
-    SHARED: tl.constexpr, GATED: tl.constexpr, SCALED: tl.constexpr, BIASED: tl.constexpr, EARLY: tl.constexpr,
+    TOKENS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    SHARED: tl.constexpr, GATED: tl.constexpr, SCALED: tl.constexpr, BIASED: tl.constexpr,
 ):  # fmt: skip
-    let_next_begin(EARLY)
     tile, split, splits = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
     across = tl.cdiv(tokens, TOKENS)  # tiles of the same rows are neighbours, so that a weight comes from memory once
     row = (tile // across) * ROWS + tl.arange(0, ROWS)
@@ -103,12 +97,6 @@ def _product(
     # Beyond an edge the last row or token is read again, and what comes of it is not stored.
     start = weight + tl.minimum(row, rows - 1).to(tl.int64) * columns
     start_beside = start + rows.to(tl.int64) * columns
-    if AHEAD and EARLY:
-        bytes = tl.minimum(columns - begin * COLUMNS, count * COLUMNS) * (
-            weight.dtype.element_ty.primitive_bitwidth // 8
-        )
-        ask_for((start + begin * COLUMNS).to(tl.int64), bytes, ROWS)
-    wait_for_last(EARLY)
     inputs = x + tl.minimum(token, tokens - 1).to(tl.int64)[None, :] * columns + column[:, None]
     total = tl.zeros([ROWS, TOKENS], tl.float32)
     beside = tl.zeros([ROWS, TOKENS], tl.float32)

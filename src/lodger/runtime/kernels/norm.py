@@ -9,8 +9,6 @@ import torch
 import triton
 import triton.language as tl
 
-from lodger.runtime.kernels.overlap import early, let_next_begin, wait_for_last
-
 
 def rms_norm(
     x: torch.Tensor, weight: torch.Tensor, epsilon: float, residual: torch.Tensor | None = None
@@ -37,19 +35,16 @@ def rms_norm(
         PADDED=padded,
         ADDED=residual is not None,
         num_warps=min(max(padded // 512, 1), 16),
-        **early(x.device),
     )
     return out
 
 
 @triton.jit
-def _norm(x, residual, weight, out, width, epsilon, PADDED: tl.constexpr, ADDED: tl.constexpr, EARLY: tl.constexpr):
-    let_next_begin(EARLY)
+def _norm(x, residual, weight, out, width, epsilon, PADDED: tl.constexpr, ADDED: tl.constexpr):
     row = tl.program_id(0).to(tl.int64) * width
     at = tl.arange(0, PADDED)
     inside = at < width
     scale = tl.load(weight + at, mask=inside, other=0.0).to(tl.float32)
-    wait_for_last(EARLY)
     value = tl.load(x + row + at, mask=inside, other=0.0).to(tl.float32)
     if ADDED:
         value += tl.load(residual + row + at, mask=inside, other=0.0).to(tl.float32)

@@ -1,8 +1,7 @@
 """Products of one token with a weight in its own dtype or of one byte, and what stands beside them in a layer.
 
 Every number of a weight is used once, so that reading the weight is all that such a product takes. One warp reads some
-rows from end to end, without shared memory, while the numbers of its next step are on their way. Before the launch
-before it has ended it asks for its first numbers.
+rows from end to end, without shared memory, while the numbers of its next step are on their way.
 
 The norm of the input needs no launch of its own: its weight multiplies the input on the way, the squares are summed
 beside, and 1 / root mean square multiplies the finished sums. So does the scale of a row of bytes.
@@ -18,8 +17,6 @@ from typing import NamedTuple
 import torch
 import triton
 import triton.language as tl
-
-from lodger.runtime.kernels.overlap import ask_for, early, let_next_begin, wait_for_last
 
 
 class Matrix(NamedTuple):
@@ -52,7 +49,6 @@ def product(
     *,
     gated: bool = False,
     residual: torch.Tensor | None = None,
-    ahead: bool = False,
     out: torch.Tensor | None = None,
     share: Share | None = None,
 ) -> torch.Tensor:
@@ -63,7 +59,6 @@ def product(
         norm: weight [columns] and epsilon of a root mean square norm that x passes first.
         gated: the matrix is a gate above as many rows: silu(x @ gate) * (x @ rest), known as SwiGLU.
         residual: [1, rows], contiguous; becomes the result.
-        ahead: the launch before leaves the memory idle: meanwhile all of the matrix comes into L2.
         out: [1, rows], contiguous; where the result goes, if not into `residual`.
 
     Returns:
@@ -76,7 +71,6 @@ def product(
     elif out is None:
         out = x.new_empty(1, rows)
     share = share or share_for(rows, gated=gated)
-    size = share.rows * columns * matrix.values.itemsize
     _product[(triton.cdiv(rows, share.rows),)](
         x,
         x if norm is None else norm[0],
@@ -94,9 +88,7 @@ def product(
         SCALED=matrix.scale is not None,
         BIASED=matrix.bias is not None,
         ADDED=residual is not None,
-        AHEAD=size if ahead and columns * matrix.values.itemsize % 16 == 0 and rows >= share.rows else 0,
         num_warps=share.warps,
-        **early(x.device),
     )
     return out
 
@@ -111,21 +103,16 @@ def _read(place, start, columns, COLUMNS: tl.constexpr):
 def _product(
     x, norm, weight, scale, bias, out, rows, columns, epsilon,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, NORMED: tl.constexpr, GATED: tl.constexpr, SCALED: tl.constexpr,
-    BIASED: tl.constexpr, ADDED: tl.constexpr, AHEAD: tl.constexpr, EARLY: tl.constexpr,
+    BIASED: tl.constexpr, ADDED: tl.constexpr,
 ):  # fmt: skip
-    let_next_begin(EARLY)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, COLUMNS)
     # Beyond the last row it is read again, and what comes of it is not stored.
     first = weight + tl.minimum(row, rows - 1).to(tl.int64)[:, None] * columns + column[None, :]
     second = first + rows.to(tl.int64) * columns
-    if AHEAD > 0 and EARLY:
-        begin = tl.minimum(tl.program_id(0) * ROWS, rows - ROWS).to(tl.int64) * columns
-        ask_for((weight + begin).to(tl.int64) + tl.zeros([1], tl.int64), AHEAD, 1)
     w = _read(first, 0, columns, COLUMNS)
     if GATED:
         u = _read(second, 0, columns, COLUMNS)
-    wait_for_last(EARLY)
     total = tl.zeros([ROWS, COLUMNS], tl.float32)
     beside = tl.zeros([ROWS, COLUMNS], tl.float32)
     squares = tl.zeros([COLUMNS], tl.float32)

@@ -18,7 +18,6 @@ import triton
 import triton.language as tl
 
 from lodger.runtime.kernels.arrivals import counters
-from lodger.runtime.kernels.overlap import early, let_next_begin, wait_for_last
 from lodger.runtime.kernels.tiling import MOST_SPLITS, Shape
 
 LOG2_E = 1.4426950408889634
@@ -83,7 +82,6 @@ def attend(
         WINDOWED=window is not None,
         num_warps=shape.warps,
         num_stages=shape.stages,
-        **early(query.device),
     )
 
 
@@ -151,16 +149,14 @@ def _attend(
     query, cache, out, parts, sums, arrived, records, table, layer, window, scale, query_token, query_head, cache_layer,
     cache_value, cache_block, cache_slot, cache_head, table_sequence, HEADS: tl.constexpr, GROUP: tl.constexpr,
     DIM: tl.constexpr, PADDED: tl.constexpr, BLOCK_SIZE: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
-    LEAST: tl.constexpr, SPLITS: tl.constexpr, WINDOWED: tl.constexpr, EARLY: tl.constexpr,
+    LEAST: tl.constexpr, SPLITS: tl.constexpr, WINDOWED: tl.constexpr,
 ):  # fmt: skip
-    let_next_begin(EARLY)
     kv_head, tile, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     token = tl.load(records + tile * 4)
     count = tl.load(records + tile * 4 + 1)
     first = tl.load(records + tile * 4 + 2)
     sequence = tl.load(records + tile * 4 + 3)
     begin, end, share = _keys_of(first, count, window, tl.num_programs(2), KEYS, LEAST, WINDOWED)
-    wait_for_last(EARLY)  # what made the records ended long ago: not every launch since then began early
     start = begin + split * share
     if (count == 0) | (start >= end):
         return

@@ -12,8 +12,6 @@ import torch
 import triton
 import triton.language as tl
 
-from lodger.runtime.kernels.overlap import early, let_next_begin, wait_for_last
-
 HEADS_AT_ONCE = 8
 
 
@@ -66,7 +64,6 @@ def rotate_and_store(
         AT_ONCE=HEADS_AT_ONCE,
         NORMED=norms is not None,
         num_warps=4,
-        **early(qkv.device),
     )
     return query
 
@@ -76,10 +73,7 @@ def _rotate(
     qkv, query_weight, key_weight, cos, sin, query, cache, slots, layer, epsilon, cos_token, sin_token, cache_layer,
     cache_value, cache_block, cache_slot, HEADS: tl.constexpr, KV_HEADS: tl.constexpr, BLOCK_SIZE: tl.constexpr,
     DIM: tl.constexpr, HALF: tl.constexpr, AT_ONCE: tl.constexpr, NORMED: tl.constexpr,
-    EARLY: tl.constexpr,
 ):  # fmt: skip
-    let_next_begin(EARLY)
-    wait_for_last(EARLY)
     token = tl.program_id(0).to(tl.int64)
     head = (tl.program_id(1) * AT_ONCE + tl.arange(0, AT_ONCE))[:, None]
     low = tl.arange(0, HALF)

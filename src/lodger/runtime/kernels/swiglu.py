@@ -9,8 +9,6 @@ import torch
 import triton
 import triton.language as tl
 
-from lodger.runtime.kernels.overlap import early, let_next_begin, wait_for_last
-
 WIDTH = 1024  # columns of one program
 
 
@@ -18,14 +16,12 @@ def swiglu(gate_up: torch.Tensor) -> torch.Tensor:
     """[T, 2 * width], contiguous, gate before up, to [T, width]; computed in float32."""
     tokens, width = gate_up.shape[0], gate_up.shape[1] // 2
     out = gate_up.new_empty(tokens, width)
-    _swiglu[(triton.cdiv(width, WIDTH), tokens)](gate_up, out, width, WIDTH=WIDTH, num_warps=4, **early(out.device))
+    _swiglu[(triton.cdiv(width, WIDTH), tokens)](gate_up, out, width, WIDTH=WIDTH, num_warps=4)
     return out
 
 
 @triton.jit
-def _swiglu(gate_up, out, width, WIDTH: tl.constexpr, EARLY: tl.constexpr):
-    let_next_begin(EARLY)
-    wait_for_last(EARLY)
+def _swiglu(gate_up, out, width, WIDTH: tl.constexpr):
     token = tl.program_id(1).to(tl.int64)
     at = tl.program_id(0) * WIDTH + tl.arange(0, WIDTH)
     inside = at < width
