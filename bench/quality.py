@@ -16,12 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, pad
 
 from bench.hardware import describe
+from lodger.catalogue.inspect import inspect_folder
+from lodger.runtime.int4_stored import take
 from lodger.runtime.quantised import quantise
+from lodger.runtime.weights import Checkpoint
 
 DATA = Path(__file__).parent / "data"
+GROUP = 128  # columns
 WINDOW, STRIDE = 512, 256  # tokens that the model sees, and of them those that count
 
 
@@ -46,11 +50,47 @@ def round_to_int8(layers: torch.nn.Module) -> None:
             module.weight.data = values.float() * scales[:, None]
 
 
+def rounded_int4(folder: Path) -> Any:
+    """float32 with the layers' matrices rounded to the nearest of 16 numbers, in groups of 128 columns: what four bits
+    cost without a method that looks at what a matrix multiplies."""
+    model = load(folder, torch.float32)
+    for module in model.model.layers.modules():
+        if isinstance(module, torch.nn.Linear):
+            rows, columns = module.weight.shape
+            groups = pad(module.weight.data, (0, -columns % GROUP)).view(rows, -1, GROUP)
+            low, high = groups.amin(-1, keepdim=True).clamp_max(0), groups.amax(-1, keepdim=True).clamp_min(0)
+            scale = ((high - low) / 15).clamp_min(1e-6).half().float()
+            zero = (-low / scale).round().clamp(0, 15)
+            meant = (((groups / scale).round() + zero).clamp(0, 15) - zero) * scale
+            module.weight.data = meant.view(rows, -1)[:, :columns].contiguous()
+    return model
+
+
+def int4(folder: Path) -> Any:
+    """A quantised checkpoint in float32, with the numbers that its matrices mean."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    packing = inspect_folder(folder).int4
+    assert packing is not None
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    del config.quantization_config
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    tensors = Checkpoint(folder, packing).tensors
+    stems = [name.removesuffix(".qweight") for name in tensors if name.endswith(".qweight")]
+    matrices = {f"{stem}.weight": take(tensors, stem, packing).dense() for stem in stems}
+    missing = model.load_state_dict(tensors | matrices, strict=False).missing_keys
+    assert set(missing) <= {"lm_head.weight"}, missing
+    model.tie_weights()
+    return model
+
+
 PRECISIONS: dict[str, Callable[[Path], Any]] = {
     "float32": lambda folder: load(folder, torch.float32),
     "bfloat16": lambda folder: load(folder, torch.bfloat16),
     "int8": int8,
+    "int4 rounded": rounded_int4,
 }
+QUANTISED: dict[str, Callable[[Path], Any]] = {"int4": int4}  # of a folder whose matrices are in four bits
 
 
 @torch.inference_mode()
@@ -73,11 +113,12 @@ def measure(folder: Path, texts: list[Path]) -> dict[str, Any]:
     result: dict[str, Any] = {"model": folder.name, "hardware": describe(), "texts": {}}
     for text, ids in tokens.items():
         result["texts"][text] = {"tokens": len(ids), "perplexity": {}}
-    for name, make in PRECISIONS.items():
+    precisions = QUANTISED if inspect_folder(folder).int4 else PRECISIONS
+    for name, make in precisions.items():
         model = make(folder)
         for text, ids in tokens.items():
             result["texts"][text]["perplexity"][name] = value = math.exp(losses(model, ids).mean())
-            print(f"{text:20} {len(ids):6,} tokens  {name:9} {value:8.3f}", flush=True)
+            print(f"{text:20} {len(ids):6,} tokens  {name:12} {value:8.3f}", flush=True)
         del model
     return result
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_int4 import FORMS, dense_folder, quantised
 from torch.nn.functional import cross_entropy
 
 from bench import quality
@@ -31,3 +32,25 @@ def test_int8_rounds_the_layers_and_nothing_else(tiny: Callable[..., Path]) -> N
     )
     changed = {name for name in exact if not torch.equal(exact[name], rounded[name])}
     assert changed == {name for name in exact if name.endswith("_proj.weight")}
+
+
+def test_a_quantised_checkpoint_is_measured_with_what_its_numbers_mean(
+    tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = quantised(tiny("llama"), tmp_path / "awq", FORMS["awq"])
+    found, dense = quality.int4(folder), quality.load(dense_folder(folder), torch.float32)
+    expected = dict(dense.named_parameters())
+    assert all(torch.equal(own, expected[name]) for name, own in found.named_parameters())
+
+
+def test_rounding_to_four_bits_is_off_by_half_a_step_at_most(tiny: Callable[..., Path]) -> None:
+    exact, rounded = (
+        dict(make(tiny("llama")).named_parameters()) for make in (quality.PRECISIONS["float32"], quality.rounded_int4)
+    )
+    for name, own in exact.items():
+        if not name.endswith("_proj.weight"):
+            assert torch.equal(own, rounded[name])
+            continue
+        spread = own.amax(dim=1, keepdim=True).clamp_min(0) - own.amin(dim=1, keepdim=True).clamp_max(0)
+        assert ((own - rounded[name]).abs() <= spread / 15 * 0.51).all()
+        assert not torch.equal(own, rounded[name])
