@@ -10,10 +10,11 @@ import torch
 from attention_cases import TOLERANCE, far
 
 from lodger.catalogue.inspect import inspect_folder
-from lodger.runtime import families
+from lodger.runtime import encoder_graphs, families
 from lodger.runtime.attention.sdpa import SdpaAttention
 from lodger.runtime.context import attending
-from lodger.runtime.encoder import DenseEncoder
+from lodger.runtime.encoder import DenseEncoder, finish
+from lodger.runtime.encoder_graphs import EncoderGraphs
 from lodger.runtime.fused_encoder import FusedEncoder
 from lodger.runtime.kernels.embeddings import embed
 from lodger.runtime.kernels.encoder_attention import attend_texts
@@ -98,3 +99,34 @@ def test_an_encoder_of_our_kernels(family: str, tiny: Callable[..., Path], where
         with attending(SdpaAttention(where[0]).plan(batch, None, causal=False)):
             made.append(encoder(batch))
     assert far(made[1], made[0]) < chosen.tolerance / 2
+
+
+class Replayed:
+    """What a captured forward does, without a GPU: it reads and writes the same memory."""
+
+    def __init__(self, step: Callable[[], None], device: torch.device) -> None:
+        self.replay = step
+
+
+@pytest.mark.filterwarnings(
+    "ignore::RuntimeWarning"
+)  # numpy's, in the interpreter: tokens that nobody sent are garbage
+@torch.inference_mode()
+def test_forwards_of_any_length_share_what_captured_ones_read(
+    tiny: Callable[..., Path], where: Where, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Longer steps leave tokens and positions behind shorter ones of other buckets, which must not show."""
+    monkeypatch.setattr(encoder_graphs, "captured", Replayed)
+    facts = inspect_folder(tiny("bge-m3"))
+    model = families.build(facts)
+    Checkpoint(Path(facts.path)).fill(model)
+    chosen = precision(str(where[1]).rpartition(".")[2], where[0])
+    encoder = FusedEncoder(model.base_model, Placement(where[0], chosen, lambda size: None))
+    graphs = EncoderGraphs(encoder.forward, facts.hidden_size, where[1], where[0])
+    for lengths in ((70, 50), (3, 9), (64,), (5, 1, 30), (100,), (2,)):
+        items = [Item(0, n, tuple(90 - at % 80 for at in range(length))) for n, length in enumerate(lengths)]
+        batch = pack_items(items, facts.position_offset, where[0])
+        assert graphs.serves(batch)
+        plan = SdpaAttention(where[0]).plan(batch, None, causal=False)
+        expected = finish(DenseEncoder.by_layer(encoder, batch, plan))
+        assert far(graphs.run(batch), expected) < max(chosen.tolerance / 2, TOLERANCE[where[1]])
