@@ -140,3 +140,15 @@ def test_chats_end_as_they_should(blocks: int, runner: Runner, monkeypatch: pyte
 def test_a_decoder_on_a_gpu_is_made_of_our_kernels(runner: Runner) -> None:
     assert type(runner.backbone).__name__ == "FusedDecoder"
     assert type(attention.choose(CUDA)).__name__ == "PagedAttention"
+
+
+def test_graphs_can_be_captured_when_all_before_are_gone() -> None:
+    from lodger.runtime.graphs import captured
+
+    for _ in range(3):  # models come and go, and their graphs with them
+        total = torch.zeros(4, device=CUDA)
+        graph = captured(lambda total=total: total.add_(torch.ones(4, device=CUDA)), CUDA)  # type: ignore[misc]
+        graph.replay()
+        assert total.tolist() == [1.0] * 4
+        del graph
+        torch.cuda.empty_cache()
