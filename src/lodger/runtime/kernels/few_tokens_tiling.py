@@ -25,9 +25,10 @@ class _Cut(NamedTuple):
     programs: int  # for each processor, as many as share the columns of the tiles
 
 
+# Of what an H100 measured for the four products of Qwen3-4B's layer with weights of one byte.
 _CUTS = {
-    8: _Cut(Tile(8, 64, 128, 1, 2, 4), 1),
-    16: _Cut(Tile(16, 64, 128, 1, 2, 4), 1),
+    8: _Cut(Tile(8, 64, 128, 1, 2, 4), 2),
+    16: _Cut(Tile(16, 64, 128, 1, 2, 4), 2),
     32: _Cut(Tile(32, 64, 128, 1, 2, 3), 2),
 }
 _LEAST_STEPS = 2  # reads that a program is worth

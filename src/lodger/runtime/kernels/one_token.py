@@ -36,7 +36,7 @@ class Share(NamedTuple):
 
 
 def share_for(rows: int, *, gated: bool) -> Share:
-    """What an H100 measured to be fastest for Qwen3-4B (`bench.gpu.few_tokens`)."""
+    """What an H100 measured to be fastest for Qwen3-4B's products."""
     if gated or rows > 32_768:
         return Share(1, 512, 1)
     return Share(4, 512, 1) if rows > 4096 else Share(2, 1024, 1)
