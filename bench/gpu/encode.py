@@ -9,6 +9,7 @@ weight of the layers, and 4 * length * hidden for the attention, over what the c
 
 from __future__ import annotations
 
+import gc
 import tempfile
 import time
 from collections.abc import Iterator
@@ -109,6 +110,7 @@ def measure(name: LaneName, operations: float) -> list[dict[str, Any]]:
     work, rows = jobs(name, runner.facts.vocab_size, sizes), []
     limit = limit_tok_s(sizes, operations)
     for step in STEPS:
+        gc.collect()  # of the model that was built for its weights
         torch.cuda.empty_cache()
         lane = EncodeLane(name, runner, name, step)
         serve(lane, work)
@@ -132,6 +134,7 @@ def long_documents() -> list[dict[str, Any]]:
     for documents in LONG:
         lane = EncodeLane("embed", runner, "embed", LONGEST)
         (work,) = jobs("embed", runner.facts.vocab_size, [LONGEST] * documents)
+        gc.collect()
         torch.cuda.empty_cache()
         row = {"documents": documents, "tokens": LONGEST, **serve(lane, [work])}
         row["held_mib"] = held_mib(runner)
