@@ -135,12 +135,13 @@ def test_a_captured_product_is_the_same_when_replayed(half: Where) -> None:
     x = inputs(half, 3, 2048)
     product(x, words, scales)
     graph = torch.cuda.CUDAGraph()
-    with own_counters(half[0]), torch.cuda.graph(graph):
+    with own_counters(half[0]) as counters, torch.cuda.graph(graph):
         out = product(x, words, scales)
     for _ in range(3):
         x.copy_(inputs(half, 3, 2048))
         graph.replay()
         assert far(out, exact(x, meant)) < TOLERANCE[half[1]]
+        assert not counters.any()  # and they are kept, as whoever replays must
 
 
 def test_a_word_is_sixteen_of_a_row_and_block() -> None:
