@@ -179,10 +179,11 @@ def _budget(raw: Raw, beside: Beside) -> Iterator[Row]:
 
 def _http(raw: Raw, beside: Beside) -> Iterator[Row]:
     """The limit is what the engine makes of the same requests in a process without HTTP."""
+    cached = ", prompts cached" * raw.get("prompts_cached", False)
     for row in raw["rows"]:
         alone = row["alone"]["tok_s"]
         target = HTTP_SHARE * alone if row["streams"] == HTTP_STREAMS else None
-        yield Row(f"{row['streams']} chats through HTTP", row["http"]["tok_s"], "tok/s", alone, target=target)
+        yield Row(f"{row['streams']} chats through HTTP{cached}", row["http"]["tok_s"], "tok/s", alone, target=target)
     for row in raw.get("texts", ()):
         yield Row(f"texts through HTTP, {row['form']}", row["http"]["texts_s"], "texts/s", row["alone_texts_s"])
 
