@@ -31,7 +31,7 @@ lint:
 	@$(BIN)/mypy --strict
 
 test: lint
-	@$(BIN)/pytest
+	@scripts/test
 
 bench:
 	@scripts/install test

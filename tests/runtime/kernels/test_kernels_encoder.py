@@ -123,7 +123,7 @@ def test_forwards_of_any_length_share_what_captured_ones_read(
     chosen = precision(str(where[1]).rpartition(".")[2], where[0])
     encoder = FusedEncoder(model.base_model, Placement(where[0], chosen, lambda size: None))
     graphs = EncoderGraphs(encoder.forward, facts.hidden_size, where[1], where[0])
-    for lengths in ((70, 50), (3, 9), (64,), (5, 1, 30), (100,), (2,)):
+    for lengths in ((70, 50), (3, 9), (100,), (2,)):
         items = [Item(0, n, tuple(90 - at % 80 for at in range(length))) for n, length in enumerate(lengths)]
         batch = pack_items(items, facts.position_offset, where[0])
         assert graphs.serves(batch)
