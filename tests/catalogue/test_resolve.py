@@ -133,7 +133,7 @@ def test_paths_relative_and_from_home(models: Path, monkeypatch: pytest.MonkeyPa
         assert resolve(ModelSpec(uid="x", path=path), models).path == str(models / "mine")
 
 
-@pytest.mark.parametrize("path", ["/nowhere", "~nobody-has-this-name/x", "a\0b", "x" * 5000])
+@pytest.mark.parametrize("path", ["/nowhere", "~nobody-has-this-name/x", "a\0b", "~\0", "x" * 5000])
 def test_a_path_that_is_not_there(models: Path, path: str) -> None:
     with pytest.raises(FolderMissing, match="There is no folder") as caught:
         resolve(ModelSpec(uid="x", path=path), models)

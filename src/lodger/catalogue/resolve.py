@@ -84,7 +84,7 @@ def _absent(asked: str, entry: Entry | None, *, partly: bool) -> ModelProblem:
 
 
 def _existing(path: str) -> str:
-    folder = os.path.abspath(os.path.expanduser(path))
+    folder = "" if "\0" in path else os.path.abspath(os.path.expanduser(path))  # which no name of a folder has
     if os.path.isfile(folder):
         raise FolderMissing(
             f"{path!r} is a file.", hint="Give the folder that holds config.json and the weights.", param="model_path"
