@@ -123,8 +123,9 @@ def measure(folder: Path, texts: list[Path]) -> dict[str, Any]:
     return result
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def command(about: str | None, measure: Callable[[Path, list[Path]], dict[str, Any]]) -> None:
+    """The command line of whatever measures a folder on texts."""
+    parser = argparse.ArgumentParser(description=about)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--text", type=Path, action="append", help="[those in bench/data]")
     parser.add_argument("--out", type=Path)
@@ -135,4 +136,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(__doc__, measure)

@@ -8,8 +8,6 @@ sentence-transformers computes them, each sentence of the texts a vector. Their 
 
 from __future__ import annotations
 
-import argparse
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +17,7 @@ import torch
 from torch.nn.functional import normalize
 
 from bench.hardware import describe
-from bench.quality import DATA, round_to_int8
+from bench.quality import command, round_to_int8
 
 NEIGHBOURS = 10
 LEAST = 20  # letters of a sentence that says something
@@ -89,16 +87,5 @@ def measure(folder: Path, texts: list[Path]) -> dict[str, Any]:
     return result
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--text", type=Path, action="append", help="[those in bench/data]")
-    parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
-    result = measure(args.folder, args.text or sorted(DATA.glob("*.txt")))
-    if args.out:
-        args.out.write_text(json.dumps(result, indent=1) + "\n")
-
-
 if __name__ == "__main__":
-    main()
+    command(__doc__, measure)

@@ -12,7 +12,7 @@ columns of all rows, and blocks follow each other, so that what a program reads 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch.nn.functional import pad
@@ -20,13 +20,10 @@ from torch.nn.functional import pad
 from lodger.catalogue.int4 import BLOCK, groups_in_block
 from lodger.runtime.int4_stored import StoredInt4
 from lodger.runtime.kernels.int4_tiling import MOST_TOKENS
+from lodger.runtime.quantised import Allocate, product_by_pieces
 
 WORDS = BLOCK // 8  # of a row in a block
 _PIECE = 2**22  # numbers that have a byte each while a matrix is packed again
-DENSE_PIECE = 2**24  # numbers that are back in a half precision at a time for a long prompt: 32 MiB
-_ALIGNED = 256  # rows of a piece are a multiple (`lodger.runtime.quantised`)
-
-Allocate = Callable[[Sequence[int], torch.dtype], torch.Tensor]  # shape, dtype -> a tensor on the device
 
 
 def pack(values: torch.Tensor) -> torch.Tensor:
@@ -106,11 +103,9 @@ class Int4Linear(torch.nn.Module):
 
     def _dense(self, x: torch.Tensor) -> torch.Tensor:
         """So many tokens that arithmetic takes longer than reading weights: they are made dense a piece at a time."""
-        rows = self.words.shape[1]
-        size = max(DENSE_PIECE // self.columns // _ALIGNED, 1) * _ALIGNED
-        room = x.new_empty(min(size, rows), self.columns)
-        out = x.new_empty(len(x), rows)
-        for start in range(0, rows, size):
-            dense = self._kernels.dequantised(self.words, self.scales, start, room[: rows - start])
-            torch.mm(x, dense.T, out=out[:, start : start + size])
-        return out if self.bias is None else out.add_(self.bias)
+        return product_by_pieces(
+            x,
+            self.words.shape[1],
+            lambda at, room: self._kernels.dequantised(self.words, self.scales, at.start, room),
+            self.bias,
+        )

@@ -63,11 +63,28 @@ class QuantisedLinear(torch.nn.Module):
 
     def _dense(self, x: torch.Tensor) -> torch.Tensor:
         """So many tokens that arithmetic takes longer than reading weights: they are made dense a piece at a time."""
-        size = max(DENSE_PIECE // x.shape[1] // _ALIGNED, 1) * _ALIGNED
-        room = x.new_empty(min(size, len(self.weight)), x.shape[1])
-        out = x.new_empty(len(x), len(self.weight))
-        for start in range(0, len(self.weight), size):
-            at = slice(start, start + size)
-            dense = self._kernels.dequantised(self.weight[at], self.scale[at], room[: len(self.weight) - start])
-            torch.mm(x, dense.T, out=out[:, at])
-        return out if self.bias is None else out.add_(self.bias)
+        return product_by_pieces(
+            x,
+            len(self.weight),
+            lambda at, room: self._kernels.dequantised(self.weight[at], self.scale[at], room),
+            self.bias,
+        )
+
+
+def product_by_pieces(
+    x: torch.Tensor, total: int, dense: Callable[[slice, torch.Tensor], torch.Tensor], bias: torch.Tensor | None
+) -> torch.Tensor:
+    """x @ weight.T + bias, for a weight that is in a half precision only a piece at a time.
+
+    Args:
+        x: [T, columns].
+        total: rows of the weight.
+        dense: fills room [rows, columns] with these rows, and returns it.
+    """
+    size = max(DENSE_PIECE // x.shape[1] // _ALIGNED, 1) * _ALIGNED
+    room = x.new_empty(min(size, total), x.shape[1])
+    out = x.new_empty(len(x), total)
+    for start in range(0, total, size):
+        at = slice(start, start + size)
+        torch.mm(x, dense(at, room[: total - start]).T, out=out[:, at])
+    return out if bias is None else out.add_(bias)

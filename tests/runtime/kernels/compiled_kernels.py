@@ -146,7 +146,7 @@ def compiled(capability: int) -> Iterator[dict[str, Any]]:
         made.append((self, run(self, *args, grid=grid, warmup=True, **options)))
 
     for module in (w8a16, w4a16, few_tokens):
-        module._processors = lambda device: PROCESSORS[capability]
+        module.processors = lambda device: PROCESSORS[capability]
     w8a16._is_hopper = lambda device: capability == 90
     driver.set_active(Chip(capability))
     JITFunction.run = only_compile

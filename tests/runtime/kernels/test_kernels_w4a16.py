@@ -120,7 +120,7 @@ def test_made_dense_it_is_the_meant_number_rounded(rows: int, columns: int, grou
 def test_a_layer_computes_the_same_for_few_and_for_many_tokens(
     tokens: int, biased: bool, half: Where, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lodger.runtime.int4.DENSE_PIECE", 96)  # several pieces, the last one short
+    monkeypatch.setattr("lodger.runtime.quantised.DENSE_PIECE", 96)  # several pieces, the last one short
     words, scales, meant = made(half[0], 304, 96)
     layer = Int4Linear(words, scales, 96, inputs(half, 304) if biased else None)
     x = inputs(half, tokens, 96)

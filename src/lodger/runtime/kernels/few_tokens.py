@@ -13,13 +13,11 @@ finish adds up what all of them found, always in the same order.
 
 from __future__ import annotations
 
-from functools import cache
-
 import torch
 import triton
 import triton.language as tl
 
-from lodger.runtime.kernels.arrivals import counters
+from lodger.runtime.kernels.arrivals import processors, shares
 from lodger.runtime.kernels.few_tokens_tiling import Tile, tile_for
 from lodger.runtime.kernels.one_token import Matrix
 
@@ -45,12 +43,9 @@ def product(
     """
     tokens, (rows, columns) = len(x), matrix.values.shape
     rows = rows // 2 if gated else rows
-    tile = tile or tile_for(tokens, rows, columns, _processors(x.device))
+    tile = tile or tile_for(tokens, rows, columns, processors(x.device))
     out = x.new_empty(tokens, rows) if out is None else out
-    tiles = triton.cdiv(rows, tile.rows) * triton.cdiv(tokens, tile.tokens)
-    shared = tile.splits > 1
-    size = tiles * tile.splits * tile.rows * tile.tokens * (2 if gated else 1)
-    parts = x.new_empty(size, dtype=torch.float32) if shared else out
+    tiles, parts, arrived = shares(x, out, rows, tile, sums=2 if gated else 1)
     _product[(tiles, tile.splits)](
         x,
         matrix.values,
@@ -58,14 +53,14 @@ def product(
         x if matrix.bias is None else matrix.bias,
         out,
         parts,
-        counters(x.device) if shared else out,
+        arrived,
         tokens,
         rows,
         columns,
         TOKENS=tile.tokens,
         ROWS=tile.rows,
         COLUMNS=tile.columns,
-        SHARED=shared,
+        SHARED=tile.splits > 1,
         GATED=gated,
         SCALED=matrix.scale is not None,
         BIASED=matrix.bias is not None,
@@ -73,11 +68,6 @@ def product(
         num_stages=tile.stages,
     )
     return out
-
-
-@cache
-def _processors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
 @triton.jit(do_not_specialize=["tokens", "rows"])

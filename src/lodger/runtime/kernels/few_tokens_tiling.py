@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from lodger.runtime.kernels.product_tiling import MOST_TILES
+from lodger.runtime.kernels.product_tiling import splits_for
 
 MOST_FEW = 32  # tokens; beyond these other kernels win
 
@@ -39,5 +39,4 @@ def tile_for(tokens: int, rows: int, columns: int, processors: int) -> Tile:
     tile, programs = _CUTS[next(most for most in _CUTS if tokens <= most)]
     tiles = -(-rows // tile.rows)
     steps = -(-columns // tile.columns)
-    wanted = programs * processors // tiles if tiles <= MOST_TILES else 1
-    return tile._replace(splits=max(1, min(wanted, steps // _LEAST_STEPS)))
+    return tile._replace(splits=splits_for(tiles, programs * processors, steps // _LEAST_STEPS))

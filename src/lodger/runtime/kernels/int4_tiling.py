@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from lodger.runtime.kernels.product_tiling import MOST_TILES
+from lodger.runtime.kernels.product_tiling import splits_for
 
 MOST_TOKENS = 128  # beyond these a dense product of the library wins, the weight's conversion included
 
@@ -45,5 +45,4 @@ def tile_for(tokens: int, rows: int, blocks: int, processors: int) -> Tile:
     """How up to MOST_TOKENS times a weight of `blocks` blocks of columns are cut for a card of `processors`."""
     cut = next(cut for cut in _CUTS if tokens <= cut.tokens and rows >= cut.rows)
     tiles = -(-rows // cut.tile.rows) * -(-tokens // cut.tile.tokens)
-    wanted = cut.programs * processors // tiles if tiles <= MOST_TILES else 1
-    return cut.tile._replace(splits=max(1, min(wanted, blocks // _LEAST_BLOCKS)))
+    return cut.tile._replace(splits=splits_for(tiles, cut.programs * processors, blocks // _LEAST_BLOCKS))

@@ -68,8 +68,13 @@ def tile_for(tokens: int, rows: int, columns: int, processors: int, *, hopper: b
     cut = next(cut for cut in cuts if tokens <= cut.tokens and rows >= cut.rows)
     steps = -(-columns // cut.tile.columns)
     tiles = _tiles(cut.tile, tokens, rows)
-    wanted = cut.programs * processors // tiles if tiles <= MOST_TILES else 1
-    return cut.tile._replace(splits=max(1, min(wanted, steps // _LEAST_STEPS)))
+    return cut.tile._replace(splits=splits_for(tiles, cut.programs * processors, steps // _LEAST_STEPS))
+
+
+def splits_for(tiles: int, programs: int, most: int) -> int:
+    """How many programs share each of `tiles`, so that about `programs` run: `most` at most."""
+    wanted = programs // tiles if tiles <= MOST_TILES else 1
+    return max(1, min(wanted, most))
 
 
 def _largest(tokens: int, rows: int, columns: int, processors: int) -> Tile | None:

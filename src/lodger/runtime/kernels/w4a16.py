@@ -14,13 +14,11 @@ finish adds up what all of them found, always in the same order.
 
 from __future__ import annotations
 
-from functools import cache
-
 import torch
 import triton
 import triton.language as tl
 
-from lodger.runtime.kernels.arrivals import counters
+from lodger.runtime.kernels.arrivals import processors, shares
 from lodger.runtime.kernels.int4_tiling import Tile, tile_for
 
 
@@ -44,11 +42,9 @@ def product(
         [T, rows] in x's dtype.
     """
     (tokens, columns), (blocks, rows, _) = x.shape, words.shape
-    tile = tile or tile_for(tokens, rows, blocks, _processors(x.device))
+    tile = tile or tile_for(tokens, rows, blocks, processors(x.device))
     out = x.new_empty(tokens, rows)
-    tiles = triton.cdiv(rows, tile.rows) * triton.cdiv(tokens, tile.tokens)
-    shared = tile.splits > 1
-    parts = x.new_empty(tiles * tile.splits * tile.rows * tile.tokens, dtype=torch.float32) if shared else out
+    tiles, parts, arrived = shares(x, out, rows, tile)
     _product[(tiles, tile.splits)](
         x,
         words,
@@ -56,7 +52,7 @@ def product(
         out if bias is None else bias,
         out,
         parts,
-        counters(x.device) if shared else out,
+        arrived,
         tokens,
         rows,
         columns,
@@ -64,7 +60,7 @@ def product(
         ROWS=tile.rows,
         GROUPS=len(scales) // blocks,
         WHOLE=columns % 128 == 0,
-        SHARED=shared,
+        SHARED=tile.splits > 1,
         BIASED=bias is not None,
         num_warps=tile.warps,
         num_stages=tile.stages,
@@ -79,11 +75,6 @@ def dequantised(words: torch.Tensor, scales: torch.Tensor, first: int, out: torc
     own = first, len(out), rows, out.shape[1]
     _dequantise[grid](words, scales, out, *own, ROWS=16, GROUPS=len(scales) // blocks, num_warps=4)
     return out
-
-
-@cache
-def _processors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
 @triton.jit

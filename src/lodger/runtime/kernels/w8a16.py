@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 
 from lodger.runtime.kernels import few_tokens, one_token
-from lodger.runtime.kernels.arrivals import counters
+from lodger.runtime.kernels.arrivals import processors, shares
 from lodger.runtime.kernels.few_tokens_tiling import MOST_FEW
 from lodger.runtime.kernels.product_tiling import Tile, tile_for
 
@@ -70,7 +70,7 @@ def worth(x: torch.Tensor, weight: torch.Tensor) -> bool:
 def _tile(x: torch.Tensor, weight: torch.Tensor) -> Tile | None:
     hopper = _is_hopper(x.device) and not (x.data_ptr() % _ALIGNED or weight.data_ptr() % _ALIGNED)
     rows, columns = weight.shape
-    return tile_for(len(x), rows, columns, _processors(x.device), hopper=hopper)
+    return tile_for(len(x), rows, columns, processors(x.device), hopper=hopper)
 
 
 def dequantised(weight: torch.Tensor, scale: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
@@ -82,11 +82,6 @@ def dequantised(weight: torch.Tensor, scale: torch.Tensor, out: torch.Tensor) ->
 
 
 @cache
-def _processors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
-
-
-@cache
 def _is_hopper(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.get_device_capability(device) == _HOPPER
 
@@ -95,9 +90,7 @@ def _tiled(
     x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor, tile: Tile
 ) -> None:
     tokens, (rows, columns) = len(x), weight.shape
-    tiles = triton.cdiv(rows, tile.rows) * triton.cdiv(tokens, tile.tokens)
-    shared = tile.splits > 1
-    parts = x.new_empty(tiles * tile.splits * tile.rows * tile.tokens, dtype=torch.float32) if shared else out
+    tiles, parts, arrived = shares(x, out, rows, tile)
     _product[(tiles, tile.splits)](
         x,
         weight.view(torch.int16),
@@ -105,14 +98,14 @@ def _tiled(
         scale if bias is None else bias,
         out,
         parts,
-        counters(x.device) if shared else out,
+        arrived,
         tokens,
         rows,
         columns,
         TOKENS=tile.tokens,
         ROWS=tile.rows,
         COLUMNS=tile.columns,
-        SHARED=shared,
+        SHARED=tile.splits > 1,
         BIASED=bias is not None,
         num_warps=tile.warps,
         num_stages=tile.stages,

@@ -12,7 +12,6 @@ Gluon, its explicit language, of which the names that changed between Triton 3.6
 from __future__ import annotations
 
 import torch
-import triton
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
@@ -24,7 +23,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from lodger.runtime.kernels.arrivals import counters
+from lodger.runtime.kernels.arrivals import shares
 from lodger.runtime.kernels.product_tiling import Tile
 
 copy = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared
@@ -42,9 +41,7 @@ def product(
     x and weight begin at multiples of 16 bytes, and so do their rows.
     """
     tokens, (rows, columns) = len(x), weight.shape
-    tiles = triton.cdiv(rows, tile.rows) * triton.cdiv(tokens, tile.tokens)
-    shared = tile.splits > 1
-    parts = x.new_empty(tiles * tile.splits * tile.rows * tile.tokens, dtype=torch.float32) if shared else out
+    tiles, parts, arrived = shares(x, out, rows, tile)
     _product[(tiles, tile.splits)](
         TensorDescriptor.from_tensor(x, [tile.tokens, tile.columns], _INPUTS),
         TensorDescriptor.from_tensor(weight, [tile.rows, tile.columns], _BYTES),
@@ -52,14 +49,14 @@ def product(
         scale if bias is None else bias,
         out,
         parts,
-        counters(x.device) if shared else out,
+        arrived,
         tokens,
         rows,
         columns,
         TOKENS=tile.tokens,
         ROWS=tile.rows,
         STAGES=tile.stages,
-        SHARED=shared,
+        SHARED=tile.splits > 1,
         BIASED=bias is not None,
         num_warps=tile.warps,
     )
