@@ -11,7 +11,7 @@ from typing import Any, Literal
 import msgspec
 
 Kind = Literal["chat", "embedding", "rerank"]
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "tool_calls"]
 EmbedOutput = Literal["dense", "sparse", "colbert"]
 
 
@@ -26,6 +26,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     seed: int | None = None
+    logit_bias: dict[int, float] = {}  # by token id, added to the logits
 
 
 class StopRules(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,7 +34,15 @@ class StopRules(msgspec.Struct, frozen=True, kw_only=True):
 
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
+
+
+class Constraint(msgspec.Struct, frozen=True, kw_only=True):
+    """What the text of an answer must match."""
+
+    kind: Literal["json", "regex", "lark"]
+    text: str  # a JSON schema (as JSON text), a regular expression, or a grammar as llguidance reads it
 
 
 class ChatTask(msgspec.Struct, frozen=True, kw_only=True, tag="chat"):
@@ -42,9 +51,14 @@ class ChatTask(msgspec.Struct, frozen=True, kw_only=True, tag="chat"):
     model: str
     messages: tuple[dict[str, Any], ...]
     tools: tuple[dict[str, Any], ...] = ()
+    tool_choice: Literal["auto", "required"] = "auto"  # "required": at least one call. One function alone: `tools` of one
+    parallel_tool_calls: bool = True
+    separate_reasoning: bool = True  # what stands between the model's marks of thought is not part of the text
     template_args: dict[str, Any] = {}  # more names for the template, such as enable_thinking
     sampling: SamplingParams = SamplingParams()
     stopping: StopRules = StopRules()
+    constraint: Constraint | None = None
+    logprobs: int | None = None  # how many alternatives of each token are told; 0 for the token alone
     n: int = 1
 
 
@@ -53,8 +67,11 @@ class CompletionTask(msgspec.Struct, frozen=True, kw_only=True, tag="completion"
 
     model: str
     prompt: str | tuple[int, ...]
+    echo: bool = False  # the text begins with the prompt's
     sampling: SamplingParams = SamplingParams()
     stopping: StopRules = StopRules()
+    constraint: Constraint | None = None
+    logprobs: int | None = None
     n: int = 1
 
 
@@ -82,10 +99,34 @@ class Usage(msgspec.Struct, frozen=True, gc=False):
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    cached_tokens: int = 0  # of the prompt's, those that the prefix cache held
+    reasoning_tokens: int = 0  # of the completion's
 
     @property
     def total_tokens(self) -> int:
         return self.prompt_tokens + self.completion_tokens
+
+
+class ToolCall(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A call of a function, whole. `arguments` is JSON text, as the model wrote it."""
+
+    name: str
+    arguments: str
+
+
+class Likely(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A token that could stand at one place, and the natural logarithm of its probability there."""
+
+    id: int
+    text: bytes  # of the token alone, which need not be whole characters
+    logprob: float
+
+
+class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """The token that was chosen at one place, and the most probable ones there, best first."""
+
+    chosen: Likely
+    top: tuple[Likely, ...] = ()
 
 
 class Delta(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -95,6 +136,9 @@ class Delta(msgspec.Struct, frozen=True, array_like=True, gc=False):
     text: str = ""
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
+    reasoning: str = ""  # thought, which stands before the text
+    calls: tuple[ToolCall, ...] = ()
+    logprobs: tuple[TokenLogprobs, ...] = ()  # of the tokens made since the delta before
 
 
 class SparseVector(msgspec.Struct, frozen=True, kw_only=True):
