@@ -51,7 +51,7 @@ class ChatTask(msgspec.Struct, frozen=True, kw_only=True, tag="chat"):
     model: str
     messages: tuple[dict[str, Any], ...]
     tools: tuple[dict[str, Any], ...] = ()
-    tool_choice: Literal["auto", "required"] = "auto"  # "required": at least one call. One function alone: `tools` of one
+    tool_choice: Literal["auto", "required"] = "auto"  # "required": at least one call
     parallel_tool_calls: bool = True
     separate_reasoning: bool = True  # what stands between the model's marks of thought is not part of the text
     template_args: dict[str, Any] = {}  # more names for the template, such as enable_thinking
