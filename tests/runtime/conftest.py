@@ -68,7 +68,7 @@ class Serve:
     """`serve("qwen3")`: that tiny model behind the native engine, in float32 unless told otherwise."""
 
     def __init__(self, engine: NativeEngine, device: torch.device, tiny: Callable[..., Path]) -> None:
-        self.engine, self._device, self._tiny = engine, device, tiny
+        self.engine, self.device, self._tiny = engine, device, tiny
         self._served: dict[Any, Any] = {}
         self._numbers = count()
 
@@ -82,8 +82,8 @@ class Serve:
     def fresh(self, facts: ModelFacts, *, dtype: str | None = "float32", blocks: int = 256, **budget: Any) -> Any:
         """A model of its own with a KV cache of `blocks` blocks of 16 tokens, to be closed by the test. For the rest it
         is granted what the plan says."""
-        kind: Any = self._device.type
-        view = DeviceView(id=str(self._device), kind=kind, name="any", total=GIB, free=GIB)
+        kind: Any = self.device.type
+        view = DeviceView(id=str(self.device), kind=kind, name="any", total=GIB, free=GIB)
         planned = Demand(Candidate(ModelSpec(uid="any"), facts), view, dtype or "bfloat16", None).smallest
         kept = {
             "weights": GIB,
@@ -91,7 +91,7 @@ class Serve:
         }
         granted = msgspec.structs.replace(planned, **{**kept, "step_tokens": 256, "context_length": 0, **budget})
         spec = ModelSpec(uid=f"{facts.name}-{next(self._numbers)}")
-        request = LoadRequest(spec=spec, facts=facts, budget=granted, device=str(self._device), dtype=dtype)
+        request = LoadRequest(spec=spec, facts=facts, budget=granted, device=str(self.device), dtype=dtype)
         return self.engine.load(request, lambda _: None)
 
 

@@ -9,17 +9,31 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from test_out_of_memory import NUMBERS, Short, _under, chats, granted, near, renewed, same_text, together
+from encoder_requests import texts
+from test_out_of_memory import (
+    NUMBERS,
+    Short,
+    _under,
+    chats,
+    fails_alone,
+    granted,
+    loaded,
+    near,
+    renewed,
+    same_text,
+    together,
+)
 
-from lodger.catalogue.facts import ModelFacts
 from lodger.catalogue.inspect import inspect_folder
 from lodger.engines import native
 from lodger.errors import OutOfMemory
 from lodger.runtime.allocator import Allowance
+from lodger.runtime.encoder_graphs import EncoderGraphs
 from lodger.runtime.virtual_memory import CudaMemory
-from lodger.tasks import EmbedTask
+from lodger.tasks import EmbedResult, EmbedTask
 from lodger.units import KIB, MIB
 
 pytestmark = pytest.mark.gpu
@@ -63,6 +77,54 @@ def test_chats_in_too_little_memory(size: int, serve: Any, tiny: Callable[..., P
     model.close()
 
 
+def same_length(mine: Any, other: Any) -> bool:
+    """Parts of a step compute what all of it does but for rounding, which may choose another token."""
+    return bool(mine[-1].usage == other[-1].usage)
+
+
+@pytest.mark.parametrize("more", [0, 2], ids=["once", "until a chat is lost"])
+def test_captured_chats_at_any_allocation(more: int, serve: Any, tiny: Callable[..., Path]) -> None:
+    model = serve.fresh(inspect_folder(tiny("qwen3")), dtype="bfloat16", blocks=40)
+    assert model._lane._stepper._graphs is not None
+    lost = fails_alone(model, chats(model), same_length, more)
+    assert lost if more else not lost
+    model.close()
+
+
+def alike(mine: EmbedResult, other: EmbedResult) -> bool:
+    """As `same_length`: vectors of float16."""
+    pairs = zip(np.frombuffer(mine.vectors, "<f4"), np.frombuffer(other.vectors, "<f4"), strict=True)
+    return all(abs(a - b) < 5e-3 for a, b in pairs)
+
+
+@pytest.mark.parametrize("more", [0, 2], ids=["once", "until a text is lost"])
+def test_captured_texts_at_any_allocation(more: int, serve: Any) -> None:
+    model = serve("bge-m3", dtype="float16")
+    assert model._lane.runner.backbone._graphs._captured
+    one = [lambda n=n: model.embed(EmbedTask(model="m", inputs=texts(4, 5)[n : n + 1])) for n in range(4)]
+    lost = fails_alone(model, one, alike, more)
+    assert lost if more else not lost
+
+
+def test_texts_whose_steps_cannot_be_captured(
+    serve: Any, tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An encoder without memory for them is loaded all the same, and computes the same."""
+
+    def full(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    facts, found = inspect_folder(tiny("bge-m3", num_hidden_layers=3)), []
+    for refuses in (False, True):
+        if refuses:
+            monkeypatch.setattr(EncoderGraphs, "_capture", full)
+        model = serve.fresh(facts, dtype="float16")
+        found += together(model, [lambda model=model: model.embed(EmbedTask(model="m", inputs=texts(6, 5)))])
+        assert (None in model._lane.runner.backbone._graphs._captured.values()) is refuses
+        model.close()
+    assert alike(*found)
+
+
 def test_texts_in_too_little_memory(serve: Any) -> None:
     """Many texts, of which no step can have more than a few."""
     model = serve("minilm", dtype="float16")
@@ -94,7 +156,7 @@ def test_a_load_whose_capture_finds_no_memory(
     for size in [n * 512 * KIB for n in range(0, 200, 3)]:
         with monkeypatch.context() as patch:
             patch.setattr(Allowance, "most", lambda self, size=size: held + size)
-            model = loaded(serve, facts)
+            model = loaded(serve, facts, dtype="bfloat16", blocks=40)
         failures += model is None
         serve.engine._allowance._apply()
         assert same_text(together(other, chats(other)[:1])[0], expected[0])
@@ -117,7 +179,7 @@ def test_a_load_that_fails_at_any_allocation_of_its_capture(
     allocations, before = mode.at - mode.left, granted(serve.engine)
     for at in [allocations * point // 16 for point in range(16)]:
         mode = Short(at)
-        model = loaded(serve, facts)
+        model = loaded(serve, facts, dtype="bfloat16", blocks=40)
         if model is not None:  # without the steps that would have warmed it up
             assert mode.failed
             model.close()
@@ -128,22 +190,12 @@ def test_a_load_that_fails_at_any_allocation_of_its_capture(
     model.close()
 
 
-def loaded(serve: Any, facts: ModelFacts) -> Any:
-    """The model; None where there was too little memory for it, which the error says."""
-    try:
-        return serve.fresh(facts, dtype="bfloat16", blocks=40)
-    except OutOfMemory as error:
-        if re.search(rf"out of memory while {facts.name} was loaded into [\d.]+ [KMG]iB", error.message):
-            return None
-        raise
-
-
 @pytest.mark.parametrize("at", [0, 1, 2])
 @pytest.mark.parametrize("keep", [True, False])
 def test_a_wake_that_finds_no_memory(
     keep: bool, at: int, serve: Any, tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither for the cache nor for weights; it sleeps on, and wakes when there is some."""
+    """Neither for the cache nor for weights nor for captured steps; it sleeps on, and wakes when there is some."""
     model = serve.fresh(inspect_folder(tiny("qwen3")), dtype="bfloat16", blocks=40)
     expected = together(model, chats(model)[:1])
     model.sleep(keep=keep)
