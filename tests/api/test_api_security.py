@@ -23,8 +23,6 @@ FOR_EVERYONE = {
     ("POST", "/v1/completions"),
     ("POST", "/v1/embeddings"),
     ("POST", "/v1/rerank"),
-    ("POST", "/v2/rerank"),
-    ("POST", "/rerank"),
 }
 EVIL = {"host": "evil.example:9997"}
 

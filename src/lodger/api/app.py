@@ -6,6 +6,7 @@ from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.routing import Route
 
 from lodger import __version__
 from lodger.api.border import Border
@@ -13,6 +14,7 @@ from lodger.api.context import ApiOptions
 from lodger.api.dialects import routers
 from lodger.api.errors import on_http_exception, on_invalid_body
 from lodger.api.limits import BodyLimit
+from lodger.api.paths import TolerantPaths, known_heads
 from lodger.api.security import Gate
 from lodger.service import Service
 
@@ -21,16 +23,23 @@ __all__ = ["ApiOptions", "build_app"]
 
 def build_app(service: Service, options: ApiOptions) -> FastAPI:
     """The ASGI application. It holds no state of its own; ``/openapi.json`` describes it."""
+    dialects = routers()
+    heads = known_heads(route.path for router in dialects for route in router.routes if isinstance(route, Route))
     app = FastAPI(
         title="Lodger",
         version=__version__,
         docs_url=None,  # FastAPI's pages load their scripts from a CDN
         redoc_url=None,
         redirect_slashes=False,
-        middleware=[Middleware(Border), Middleware(Gate, options=options), Middleware(BodyLimit)],
+        middleware=[
+            Middleware(Border),
+            Middleware(TolerantPaths, heads=heads),
+            Middleware(Gate, options=options),
+            Middleware(BodyLimit),
+        ],
         exception_handlers={HTTPException: on_http_exception, RequestValidationError: on_invalid_body},
     )
     app.state.service, app.state.options = service, options
-    for router in routers():
+    for router in dialects:
         app.include_router(router)
     return app

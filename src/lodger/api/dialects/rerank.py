@@ -48,8 +48,6 @@ class RerankRequest(Body):
 
 
 @router.post("/v1/rerank", summary="Sort documents by how well they answer a query")
-@router.post("/v2/rerank", include_in_schema=False)
-@router.post("/rerank", include_in_schema=False)
 async def rerank(body: RerankRequest, request: Request, service: ServiceDep) -> Response:
     texts = body.texts()
     task = RerankTask(
