@@ -93,7 +93,7 @@ class Client:
         self.api_key = api_key
         self.timeout = timeout
         self.local = is_loopback(parts.hostname)
-        self._opener = _opener(direct=self.local)
+        self._opener = plain_opener(direct=self.local)
 
     def healthy(self) -> bool:
         """Whether a server answers at all, whatever its models do."""
@@ -139,6 +139,14 @@ class Client:
     def logs(self, uid: str | None, lines: int) -> list[str]:
         query = urlencode({"lines": lines} | ({"uid": uid} if uid else {}))
         return decode(self._send("GET", f"/lodger/logs?{query}"), type=list[str])
+
+    def get(self, path: str) -> Any:
+        """What a path says, as JSON."""
+        body = self._send("GET", path)
+        try:
+            return json.loads(body)
+        except ValueError:
+            raise LodgerError(f"{self.base_url}{path} is no JSON: {body[:80].decode(errors='replace')}") from None
 
     def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         """Any JSON request, as a client of the server would send it."""
@@ -186,8 +194,8 @@ class Client:
             ) from None
 
 
-def _opener(*, direct: bool) -> OpenerDirector:
-    """Without proxies for this machine's own addresses: a proxy cannot reach them."""
+def plain_opener(*, direct: bool) -> OpenerDirector:
+    """Follows no redirect; without proxies for this machine's own addresses, which a proxy cannot reach."""
     return build_opener(_NoRedirect, ProxyHandler({})) if direct else build_opener(_NoRedirect)
 
 

@@ -36,6 +36,7 @@ LodgerError
 │   ├── NotRunning                this home has no server, or it does not answer
 │   ├── MissingDependency         a package is not installed; says which and how
 │   ├── NotEnoughDisk             before the first byte is written; with both sizes and the folder
+│   ├── RagflowProblem            RAGFlow does not answer, or refuses; with its words
 │   └── HubProblem                a hub of models gives no files: which, why, and what to try
 │       ├── HubUnreachable        no answer from it
 │       ├── HubRefused            it knows no such model, or wants a token for it
@@ -235,6 +236,10 @@ class MissingDependency(SetupProblem):
 
 class NotEnoughDisk(SetupProblem):
     code = "not_enough_disk"
+
+
+class RagflowProblem(SetupProblem):
+    code = "ragflow_problem"
 
 
 class HubProblem(SetupProblem):

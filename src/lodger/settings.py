@@ -43,6 +43,11 @@ def read_settings(
     )
 
 
+def ragflow_api_key() -> str | None:
+    """RAGFLOW_API_KEY: RAGFlow's key, for who would not have it in a list of processes."""
+    return os.environ.get("RAGFLOW_API_KEY") or None
+
+
 def visible_gpus() -> tuple[str, ...] | None:
     """Entries of CUDA_VISIBLE_DEVICES; None when it is unset, which shows every GPU."""
     value = os.environ.get("CUDA_VISIBLE_DEVICES")

@@ -16,7 +16,8 @@ import typer
 from lodger import __version__
 from lodger.errors import LodgerError
 
-# name -> module; its `run` is the command, its docstring the help, its SETTINGS what the parser should know
+# name -> module; its `run` is the command, its docstring the help, its SETTINGS what the parser should know. A module
+# of several commands has them in its GROUP.
 COMMANDS: dict[str, str] = {
     "up": "lodger.cli.up",
     "down": "lodger.cli.down",
@@ -34,6 +35,7 @@ COMMANDS: dict[str, str] = {
     "terminate": "lodger.cli.terminate",
     "stop": "lodger.cli.stop",
     "logs": "lodger.cli.logs",
+    "ragflow": "lodger.cli.ragflow",
 }
 
 
@@ -61,7 +63,10 @@ def _app() -> typer.Typer:
     app.callback()(_common)
     for name, module_name in COMMANDS.items():
         module = import_module(module_name)
-        app.command(name, context_settings=getattr(module, "SETTINGS", None))(module.run)
+        if group := getattr(module, "GROUP", None):
+            app.add_typer(group, name=name)
+        else:
+            app.command(name, context_settings=getattr(module, "SETTINGS", None))(module.run)
     return app
 
 
