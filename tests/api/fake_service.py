@@ -130,6 +130,10 @@ class FakeService:
 
     async def terminate(self, uid: str) -> None:
         self.model(uid)
+        self.forget(uid)
+
+    def forget(self, uid: str) -> None:
+        """There is no such model any more."""
         del self._status[uid], self._models[uid]
 
     async def sleep(self, uid: str) -> ModelStatus:

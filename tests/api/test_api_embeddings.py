@@ -24,8 +24,8 @@ def ask(served: Served, model: str = M3, **fields: Any) -> Answer:
     return served.ask("POST", "/v1/embeddings", {"model": model, "input": ["红 红 apple", "apple"], **fields})
 
 
-def items(served: Served, **fields: Any) -> list[dict[str, Any]]:
-    answer = ask(served, **fields)
+def items(served: Served, model: str = M3, **fields: Any) -> list[dict[str, Any]]:
+    answer = ask(served, model, **fields)
     assert answer.status == 200, answer.json
     return answer.json["data"]
 
@@ -33,7 +33,9 @@ def items(served: Served, **fields: Any) -> list[dict[str, Any]]:
 @pytest.fixture
 def served(served: Served) -> Served:
     served.service.add(ModelSpec(uid=PLAIN, name="bge-small", kind="embedding"))
-    served.service.add(ModelSpec(uid=TOLD, name="Qwen3-Embedding-0.6B", kind="embedding"), prompts=QWEN)
+    served.service.add(
+        ModelSpec(uid=TOLD, name="Qwen3-Embedding-0.6B", kind="embedding"), prompts=QWEN, matryoshka=True
+    )
     return served
 
 
@@ -76,8 +78,19 @@ def test_the_outputs_are_what_the_engine_made(served: Served) -> None:
 
 
 def test_dimensions_are_of_the_dense_vector(served: Served) -> None:
-    item, _ = items(served, dimensions=8, **{"return": ["dense", "colbert"]})
+    served.service.add(ModelSpec(uid="cut", name="bge-m3", kind="embedding"), matryoshka=True)
+    item, _ = items(served, model="cut", dimensions=8, **{"return": ["dense", "colbert"]})
     assert (len(item["embedding"]), len(item["colbert"][0])) == (8, 1024)
+
+
+def test_dimensions_are_refused_where_a_cut_vector_means_nothing(served: Served) -> None:
+    assert len(items(served, TOLD, dimensions=256)[0]["embedding"]) == 256
+    for fine in ({}, {"dimensions": None}, {"dimensions": 1024}, {"dimensions": "1024"}):
+        assert len(items(served, **fine)[0]["embedding"]) == 1024
+    for asked in (64, 2048):
+        answer = ask(served, dimensions=asked)
+        assert (answer.status, answer.json["error"]["param"]) == (400, "dimensions")
+        assert f"dimensions is {asked}, and the vectors of bge-m3-local have 1024 numbers" in answer.json["detail"]
 
 
 def test_base64_holds_the_same_numbers_with_their_shape(served: Served) -> None:

@@ -206,9 +206,9 @@ def test_embeddings_take_every_shape_of_input(client: OpenAI, served: Served) ->
         ([1, 2, 3], ((1, 2, 3),)),
         ([[1, 2], [3]], ((1, 2), (3,))),
     ):
-        answer = client.embeddings.create(model="bge-m3-local", input=given, dimensions=8)
+        answer = client.embeddings.create(model="bge-m3-local", input=given, dimensions=1024)
         assert len(answer.data) == len(inputs)
-        assert len(answer.data[0].embedding) == 8
+        assert len(answer.data[0].embedding) == 1024
         assert served.service.tasks[-1].inputs == inputs
 
 

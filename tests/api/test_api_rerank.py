@@ -50,6 +50,30 @@ def test_documents_may_be_objects(served: Served) -> None:
     assert served.service.tasks[-1].documents[1] == "中国的首都是\n北京"
 
 
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"return_documents": True, "top_n": 3, "max_chunks_per_doc": 10, "model": MODEL},  # Cohere v1
+        {"top_n": 3, "max_tokens_per_doc": 4096, "return_documents": "true"},  # Cohere v2, without its model
+        {"documents": [{"text": text} for text in DOCUMENTS], "return_documents": True, "truncation": True},  # Jina
+        {"query": {"text": ASK["query"]}, "documents": [{"text": text} for text in DOCUMENTS], "return_documents": 1},
+        {"rank_fields": ["text"], "documents": [{"text": t, "id": 1} for t in DOCUMENTS], "return_documents": True},
+    ],
+)
+def test_every_known_shape_gets_the_one_answer(served: Served, shape: dict[str, object]) -> None:
+    body = {key: value for key, value in ASK.items() if key != "model"} | shape
+    answer = served.ask("POST", "/v2/rerank", body).json
+    assert answer["model"] == MODEL
+    assert answer["results"][0] == {
+        "index": 1,
+        "relevance_score": pytest.approx(answer["results"][0]["relevance_score"]),
+        "document": {"text": DOCUMENTS[1]},
+    }
+    assert {"id", "model", "object", "results", "meta", "usage"} == answer.keys()
+    assert {"api_version", "billed_units", "tokens", "warnings"} == answer["meta"].keys()
+    assert {"prompt_tokens", "total_tokens"} == answer["usage"].keys()
+
+
 def test_no_documents_have_no_results(served: Served) -> None:
     answer = served.ask("POST", "/v1/rerank", {**ASK, "documents": []})
     assert (answer.status, answer.json["results"]) == (200, [])

@@ -23,6 +23,7 @@ FOR_EVERYONE = {
     ("POST", "/v1/completions"),
     ("POST", "/v1/embeddings"),
     ("POST", "/v1/rerank"),
+    ("POST", "/embed"),
 }
 EVIL = {"host": "evil.example:9997"}
 

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
@@ -129,6 +130,25 @@ def test_prompts_come_from_the_catalogue_where_the_folder_has_none(
     assert of_path(folder).prompts == prompts
     assert of_path(folder, kind="rerank").prompts == prompts  # a query and documents are compared by their vectors
     assert of_path(folder).default_prompt is None  # nothing stands before a text unless the request asks for it
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "written", "cut"),
+    [
+        ("qwen3-embedding", "Qwen3-Embedding-0.6B", {}, True),
+        ("bge-m3", "bge-m3", {}, False),
+        ("minilm", "my-own", {}, False),
+        ("minilm", "my-own", {"is_matryoshka": True}, True),
+        ("minilm", "my-own", {"matryoshka_dimensions": [32, 64]}, True),
+        ("minilm", "my-own", {"is_matryoshka": "yes", "matryoshka_dimensions": []}, False),
+    ],
+)
+def test_vectors_may_be_cut_where_the_catalogue_or_the_folder_says_so(
+    put: Put, family: str, name: str, written: dict[str, Any], cut: bool
+) -> None:
+    config = put(family, name) / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | written))
+    assert of_path(config.parent, kind="embedding").matryoshka == cut
 
 
 def test_the_folders_own_prompts_win(put: Put) -> None:

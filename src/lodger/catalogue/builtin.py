@@ -24,6 +24,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     xinference: str | None = None
     size: float | None = None  # billions of parameters
     aliases: tuple[str, ...] = ()
+    matryoshka: bool = False
     prompts: str | None = None  # a name in `Builtin.prompts`
     rerank_template: str | None = None  # a name in `Builtin.rerank_templates`
 

@@ -64,6 +64,7 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
     pooling: Pooling | None = None
     normalize: bool = False
     dimensions: int | None = None  # of an embedding
+    matryoshka: bool = False  # the first numbers of an embedding are one by themselves (arXiv 2205.13147)
     num_labels: int | None = None
     rerank_method: RerankMethod | None = None
     rerank_template: RerankTemplate | None = None  # of a "yes-no" reranker

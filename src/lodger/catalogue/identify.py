@@ -37,6 +37,8 @@ def complete(facts: ModelFacts, entry: Entry | None) -> ModelFacts:
     known = builtin()
     if entry and entry.prompts and facts.pooling and not any(facts.prompts.values()):
         facts = msgspec.structs.replace(facts, prompts=known.prompts[entry.prompts])
+    if entry and entry.matryoshka and facts.kind == "embedding":
+        facts = msgspec.structs.replace(facts, matryoshka=True)
     if facts.rerank_method == "yes-no" and facts.rerank_template is None:
         template = (entry.rerank_template if entry else None) or OFFICIAL_TEMPLATE
         official = known.rerank_templates[template]

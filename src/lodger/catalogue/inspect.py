@@ -217,6 +217,7 @@ def _vector(folder: Path, config: Fields, identity: _Identity) -> dict[str, Any]
         "normalize": sentence.normalize,
         "lowercase": sentence.lowercase,
         "dimensions": config.count("hidden_size"),
+        "matryoshka": config.values.get("is_matryoshka") is True or bool(config.values.get("matryoshka_dimensions")),
         **_prompts(folder),
     }
 

@@ -13,6 +13,7 @@ TABLE: dict[str, str] = {
     "openai": "lodger.api.dialects.openai",
     "embeddings": "lodger.api.dialects.embeddings",
     "rerank": "lodger.api.dialects.rerank",
+    "tei": "lodger.api.dialects.tei",
     "xinference": "lodger.api.dialects.xinference",
     "admin": "lodger.api.dialects.admin",
 }

@@ -22,7 +22,7 @@ from lodger.api.context import ServiceDep
 from lodger.api.disconnect import unless_gone
 from lodger.api.measure import Measured
 from lodger.catalogue.facts import ModelFacts
-from lodger.errors import InvalidRequest, MalformedBody
+from lodger.errors import InvalidRequest, MalformedBody, Unsupported
 from lodger.service import Service
 from lodger.tasks import EmbedOutput, EmbedResult, EmbedTask, SparseVector
 from lodger.units import gib
@@ -77,8 +77,10 @@ class EmbeddingsRequest(Body):
         """
         Raises:
             InvalidRequest: too many inputs.
+            Unsupported: fewer dimensions than the model's, which means nothing for it.
         """
         at_most(len(self.input), limits.INPUTS, "input")
+        self._check_dimensions(facts)
         outputs: tuple[EmbedOutput, ...] = ("sparse",) if self.lexical else self.outputs or ("dense",)
         return EmbedTask(
             model=self.model,
@@ -86,6 +88,17 @@ class EmbeddingsRequest(Body):
             dimensions=self.dimensions,
             outputs=outputs,
             prompt_name=self._prompt_name(facts.prompts if facts else {}),
+        )
+
+    def _check_dimensions(self, facts: ModelFacts | None) -> None:
+        """What a model was not trained for is refused: the first numbers of its vectors are no vectors."""
+        whole = facts.dimensions if facts else None
+        if facts is None or whole is None or facts.matryoshka or self.dimensions in (None, whole):
+            return
+        raise Unsupported(
+            f"dimensions is {self.dimensions}, and the vectors of {self.model} have {whole} numbers and no fewer.",
+            hint="Leave dimensions out, or take a model that was trained to be cut, such as Qwen3-Embedding.",
+            param="dimensions",
         )
 
     def _prompt_name(self, prompts: dict[str, str]) -> str | None:
@@ -111,7 +124,7 @@ def prompt_for(purpose: str, prompts: dict[str, str]) -> str | None:
 
 @router.post("/v1/embeddings", summary="Turn texts into vectors")
 async def embeddings(body: EmbeddingsRequest, request: Request, service: ServiceDep) -> Response:
-    result = await unless_gone(request, _embed(service, body))
+    result = await unless_gone(request, embed(service, body))
     # Many vectors are many megabytes of text, and other callers' streams must go on meanwhile.
     long = result.colbert or result.count > _AT_ONCE
     data = await asyncio.to_thread(_data, body, result) if long else _data(body, result)
@@ -120,7 +133,7 @@ async def embeddings(body: EmbeddingsRequest, request: Request, service: Service
     return json_response({"object": "list", "model": body.model, "data": data, "usage": usage}, headers=headers)
 
 
-async def _embed(service: Service, body: EmbeddingsRequest) -> EmbedResult:
+async def embed(service: Service, body: EmbeddingsRequest) -> EmbedResult:
     with Measured("embed", body.model) as measured:
         result = await service.embed(body.embed_task(service.model(body.model).facts))
         measured.usage(result.usage)
