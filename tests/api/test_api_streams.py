@@ -195,7 +195,7 @@ def test_a_failure_in_mid_stream_is_an_event_and_no_done(served: Served) -> None
     assert json.loads(last.removeprefix("data: ")) == {
         "error": {
             "message": "The worker of cuda:0 died. It is being restarted.",
-            "type": "worker_down",
+            "type": "server_error",
             "code": "worker_down",
             "param": None,
             "hint": "It is being restarted.",

@@ -17,11 +17,25 @@ from lodger.log import request_id
 log = logging.getLogger(__name__)
 
 _NO_RETRY_HELPS = {413, 507}  # the OpenAI SDK repeats every 5xx unless told otherwise
+# RAGFlow looks for words in whole bodies, and repeats for minutes where it meets "server" or "rate limit" before
+# "invalid", "permission" or "capacity": what cannot succeed the second time has to say one of these.
+_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    429: "rate_limit_error",
+    507: "insufficient_capacity_error",
+}
 
 
-def error_value(error: LodgerError) -> dict[str, Any]:
-    """The value of ``error`` in bodies and in event streams."""
-    return {"message": error.text, "type": error.code, "code": error.code, "param": error.param, "hint": error.hint}
+def error_value(error: LodgerError, status: int | None = None) -> dict[str, Any]:
+    """The value of ``error`` in bodies and in event streams; `status` where it is not the error's own."""
+    kind = error_type(status or error.status)
+    return {"message": error.text, "type": kind, "code": error.code, "param": error.param, "hint": error.hint}
+
+
+def error_type(status: int) -> str:
+    """OpenAI's word for errors of this status, and ours where it has none."""
+    return _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
 
 
 def error_response(error: LodgerError, *, status: int | None = None) -> Response:
@@ -34,7 +48,7 @@ def error_response(error: LodgerError, *, status: int | None = None) -> Response
         headers["www-authenticate"] = "Bearer"
     if status in _NO_RETRY_HELPS:
         headers["x-should-retry"] = "false"
-    return _render(status, error.text, error_value(error), headers)
+    return _render(status, error.text, error_value(error, status), headers)
 
 
 def answerable(error: BaseException) -> LodgerError:
@@ -57,7 +71,7 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
         405: f"{request.method} is not for {request.url.path[:200]}.",
     }
     text = texts.get(error.status_code, str(error.detail))
-    value = {"message": text, "type": code, "code": code, "param": None}
+    value = {"message": text, "type": error_type(error.status_code), "code": code, "param": None}
     return _render(error.status_code, text, value, dict(error.headers or {}))
 
 
