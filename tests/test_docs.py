@@ -63,6 +63,10 @@ def test_every_lodger_command_parses(line: str, words: list[str]) -> None:
     whole = group.make_context("lodger", [], resilient_parsing=True)
     command = group.get_command(whole, words[0])
     assert command is not None, f"there is no command {words[0]}"
+    if hasattr(command, "get_command"):  # a group, such as `lodger ragflow`
+        whole, words = command.make_context(words[0], [], parent=whole, resilient_parsing=True), words[1:]
+        command = command.get_command(whole, words[0])
+        assert command is not None, f"there is no command {words[0]} in it"
     command.make_context(words[0], words[1:], parent=whole)
 
 

@@ -23,7 +23,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import IO
+from typing import IO, NamedTuple
 
 import msgspec
 
@@ -180,6 +180,29 @@ def run_module(module: str, args: list[str], *, report: Callable[[str], None], o
         errors.seek(0)
         said = [line.strip() for line in errors if line.strip()][-_LAST_LINES:]
     raise SetupProblem(f"{module} {ended(process.returncode)}: {' | '.join(said) or 'it said nothing'}")
+
+
+class Finished(NamedTuple):
+    """How another program ended, and what it said."""
+
+    returncode: int
+    output: bytes
+    errors: str
+
+
+def run_program(words: list[str], *, given: bytes = b"", timeout: float) -> Finished:
+    """Run another program to its end with `given` as its input.
+
+    Raises:
+        SetupProblem: there is no such program, or it took longer than `timeout` seconds (and was killed).
+    """
+    try:
+        done = subprocess.run(words, input=given, capture_output=True, timeout=timeout, check=False)
+    except OSError as error:
+        raise SetupProblem(f"{words[0]} cannot be run: {error.strerror}.") from None
+    except subprocess.TimeoutExpired:
+        raise SetupProblem(f"{words[0]} did not end within {timeout:.0f} s.") from None
+    return Finished(done.returncode, done.stdout, done.stderr.decode(errors="replace").strip())
 
 
 def spawn_detached(args: list[str], log_path: Path, *, extra: dict[str, str]) -> Identity:

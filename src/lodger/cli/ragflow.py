@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lodger.cli.options import Endpoint, HomeDir, connect
+from lodger.cli.options import ApiKey, Endpoint, HomeDir, Json, connect, home_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from lodger.checks.base import Check
     from lodger.client import Client
     from lodger.ragflow.api import Ragflow
-    from lodger.ragflow.connect import Registration
+    from lodger.ragflow.connect import Offer, Registration
 
 GROUP = typer.Typer(
     help="Connect RAGFlow with this server, and check what it gets.",
@@ -39,6 +42,75 @@ Default = Annotated[
     list[str] | None, typer.Option("--default", metavar="UID", help="A model to make the default of its type.")
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the calls that would change RAGFlow, and send none.")]
+
+
+Lodger = Annotated[
+    str | None,
+    typer.Option("--url", "--endpoint", "-e", metavar="URL", help="The server to check [this home's server]."),
+]
+FromContainer = Annotated[
+    str | None, typer.Option("--from-container", metavar="NAME", help="RAGFlow's container [found by its image].")
+]
+
+
+@GROUP.command("check")
+def check_ragflow(
+    url: Lodger = None,
+    from_container: FromContainer = None,
+    base_url: BaseUrl = None,
+    api_key: ApiKey = None,
+    home: HomeDir = None,
+    json: Json = False,
+) -> None:
+    """Send this server what RAGFlow sends, from here and from RAGFlow's container.
+
+    One line for each request of RAGFlow 0.17 to 0.27. Exit code 1 when one of them would fail.
+    """
+    from lodger.cli.render import say, show_json
+
+    client = connect(url, api_key, home)
+    collected: list[Check] = []
+    for one in _checks(client, from_container, base_url or seen_from_docker(client.base_url), home):
+        collected.append(one)
+        if not json:
+            print(f"{one.state:4}  {one.name}: {one.measured}", flush=True)
+            if one.hint:
+                print(f"      {one.hint}", flush=True)
+    wrong = sum(one.state == "fail" for one in collected)
+    if json:
+        show_json(collected)
+    else:
+        say(f"{wrong} of {len(collected)} would fail in RAGFlow." if wrong else "RAGFlow can use this server.")
+    if wrong:
+        raise typer.Exit(1)
+
+
+def _checks(client: Client, container: str | None, base_url: str, home: str | None) -> Iterator[Check]:
+    from lodger.checks.base import Check
+    from lodger.client import running_server
+    from lodger.errors import LodgerError
+    from lodger.ragflow.check import check, check_names
+    from lodger.ragflow.docker import bridge_address, by_hand, check_listening, find_container, no_docker
+    from lodger.ragflow.reply import Container, Direct
+
+    models = _offers(client)
+    found, docker = None, None
+    try:
+        found = find_container(container)
+    except LodgerError as error:
+        if container is not None:
+            raise
+        docker = no_docker(error, base_url)
+    record = running_server(home_of(home))
+    if record is not None and record.address == client.base_url:
+        yield check_listening(record.host, record.port, bridge_address(), in_docker=found is not None)
+    yield from check_names(models)
+    yield from check(Direct(), client.base_url, client.api_key, models, thorough=True)
+    if found is not None:
+        yield from check(Container(found), base_url, client.api_key, models, thorough=False)
+    else:
+        nowhere = "no container of RAGFlow's image runs here; name one with --from-container"
+        yield docker or Check(name="RAGFlow's container", state="warn", measured=nowhere, hint=by_hand(base_url))
 
 
 @GROUP.command("connect")
@@ -75,14 +147,12 @@ def connect_ragflow(
 
 
 def _registration(client: Client, base_url: str | None, instance: str, defaults: list[str]) -> Registration:
-    from lodger.errors import ConfigProblem, NotReady
-    from lodger.ragflow.connect import Registration, chosen, offers
+    from lodger.errors import ConfigProblem
+    from lodger.ragflow.connect import Registration, chosen
 
     if instance == "default":
         raise ConfigProblem("RAGFlow takes no instance of the name 'default'.", hint="Name another with --instance.")
-    models = offers(client.get("/v1/models")["data"])
-    if not models:
-        raise NotReady("No model serves here yet.", hint="Start some with `lodger up`, then try again.")
+    models = _offers(client)
     return Registration(
         base_url=base_url or seen_from_docker(client.base_url),
         api_key=client.api_key or "x",
@@ -90,6 +160,16 @@ def _registration(client: Client, base_url: str | None, instance: str, defaults:
         models=models,
         defaults=chosen(models, defaults),
     )
+
+
+def _offers(client: Client) -> tuple[Offer, ...]:
+    from lodger.errors import NotReady
+    from lodger.ragflow.connect import offers
+
+    models = offers(client.get("/v1/models")["data"])
+    if not models:
+        raise NotReady("No model serves here yet.", hint="Start some with `lodger up`, then try again.")
+    return models
 
 
 def seen_from_docker(address: str) -> str:
