@@ -28,6 +28,7 @@ from lodger.runtime.device_loop import DeviceLoop
 from lodger.runtime.encoding import EncodeLane
 from lodger.runtime.generating import GenerateLane, Generation
 from lodger.runtime.kv import KVCache
+from lodger.runtime.partition import partition
 from lodger.runtime.sampling import Rules, Sampler
 from lodger.sched.encode import EncodeLane as LaneName
 from lodger.sched.encode import Job
@@ -82,7 +83,8 @@ class Texts:
 
     def __init__(self, loop: DeviceLoop, name: LaneName, waiting: int) -> None:
         runner = encode.random_runner(name)
-        self._lane, self._loop, self._waiting = EncodeLane(name, runner, name, STEP[name]), loop, waiting
+        self._lane = EncodeLane(name, runner, name, STEP[name], partition(encode.DEVICE))
+        self._loop, self._waiting = loop, waiting
         self._requests = cycle(encode.jobs(name, runner.facts.vocab_size, encode.lengths()))
         self._heads, self._ids = (runner.heads[encode.HEAD[name]],), count()
         self._answered: list[tuple[float, float, int]] = []

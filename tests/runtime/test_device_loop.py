@@ -13,7 +13,7 @@ import torch
 
 from lodger.catalogue.inspect import inspect_folder
 from lodger.errors import InternalError, OutOfMemory
-from lodger.runtime.device_loop import DeviceLoop
+from lodger.runtime.device_loop import AHEAD, DeviceLoop
 from lodger.runtime.recovery import run_or_split
 from lodger.runtime.stopwatch import Stopwatch
 from lodger.sched.arbiter import Claim
@@ -25,7 +25,8 @@ from lodger.tasks import CompletionTask, EmbedTask, SamplingParams, StopRules, U
 class Counted:
     """A lane that writes down its turns."""
 
-    paced = launched = False
+    paced = launched = beside = False
+    busy_beside = 0
 
     def __init__(self, name: str, journal: list[str], kind: Lane, *, decodes: int = 0, steps: int = 0) -> None:
         self.name, self.step_tokens, self.kind, self.journal = name, 512, kind, journal
@@ -49,6 +50,13 @@ class Counted:
         self.journal.append(f"{self.name} {lane}")
         return budget
 
+    def claims_beside(self) -> Iterable[Claim]:
+        return [Claim(self.name, self.kind, 1, False)] if self.beside and self.steps else []
+
+    def step_beside(self) -> None:
+        self.steps -= 1
+        self.journal.append(f"{self.name} beside")
+
     def deliver(self, *, wait: bool) -> None:
         """Every step is done when it returns."""
 
@@ -69,6 +77,39 @@ def test_every_chat_gets_its_token_between_any_two_micro_steps() -> None:
     turn = ["a decode", "b decode", "bulk embed"]
     assert journal == turn * 5 + ["bulk embed"] * 3 + ["a closed", "b closed", "bulk closed"]
     assert bulk.budgets == {64, 512}, "small steps beside chats, whole ones else"
+
+
+class Beside(Counted):
+    """Texts that a part of the device computes, one step in two turns of the chats."""
+
+    beside, running = True, 0
+
+    @property
+    def busy_beside(self) -> int:  # type: ignore[override]
+        return self.running
+
+    def step_beside(self) -> None:
+        super().step_beside()
+        self.running += 1
+
+    def deliver(self, *, wait: bool) -> None:
+        self.running = max(self.running - 1, 0)
+
+
+def test_texts_that_run_beside_chats_take_no_turn_of_theirs_and_are_never_far_ahead() -> None:
+    journal: list[str] = []
+    chat, other = (Counted(name, journal, "prefill", decodes=4, steps=1) for name in "ab")
+    book = Beside("book", journal, "embed", steps=AHEAD + 5)
+    loop = DeviceLoop("test")
+    loop.post(lambda: loop._lanes.update({lane.name: lane for lane in (chat, other, book)}))
+    while book.steps or chat.decodes:
+        loop.wait()
+    loop.close()
+    decodes = ["a decode", "b decode"]
+    assert journal[: AHEAD + 3] == [*decodes, *["book beside"] * AHEAD, "a prefill"], "and the others take their turns"
+    assert journal[AHEAD + 3 : AHEAD + 7] == [*decodes, "book beside", "b prefill"], "as many as were done"
+    assert journal[AHEAD + 7 : AHEAD + 13] == [*decodes, "book beside"] * 2
+    assert journal[AHEAD + 13 :] == ["book embed"] * 2 + ["a closed", "b closed", "book closed"], "alone it has all"
 
 
 class Timed(Counted):

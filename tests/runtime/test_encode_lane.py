@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lodger.errors import Cancelled, InternalError, OutOfMemory
+from lodger.runtime.encoder import DenseEncoder
 from lodger.runtime.encoding import EncodeLane, Outcome
+from lodger.runtime.partition import Partition
 from lodger.runtime.runner import Runner, TextForward
 from lodger.sched.encode import Job
 from lodger.sched.step import Item
@@ -24,11 +26,14 @@ def runner(runner_of: RunnerOf) -> Runner:
     return runner_of("bge-m3")
 
 
+NOWHERE: Any = Partition(1, None, None, None)  # type: ignore[arg-type]  # a CPU has no parts
+
+
 class Desk:
     """Asks a lane and keeps its answers."""
 
-    def __init__(self, runner: Runner, step_tokens: int = 256) -> None:
-        self.lane = EncodeLane("m3", runner, "embed", step_tokens)
+    def __init__(self, runner: Runner, step_tokens: int = 256, partition: Partition | None = None) -> None:
+        self.lane = EncodeLane("m3", runner, "embed", step_tokens, partition)
         self.heads = (runner.heads["dense"],)
         self.answers: dict[int, Outcome] = {}
 
@@ -101,6 +106,31 @@ def test_everybody_is_answered_whatever_the_budgets(
         alone.ask(number, *lengths)
         alone.finish()
         assert same(desk.answers[number], alone.answers[number])
+
+
+@pytest.mark.parametrize("served", [True, False], ids=["beside", "too long"])
+def test_many_texts_run_beside_chats_and_a_query_in_turns(
+    served: bool, runner: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(DenseEncoder, "serves_beside", lambda *_: served)
+    desk, alone = Desk(runner, partition=NOWHERE), Desk(runner)
+    for where in (desk, alone):
+        where.ask(1, 60, 9, 31)
+    alone.finish()
+    assert desk.lane.beside
+    assert [claim.tokens for claim in desk.lane.claims_beside()] == [100]
+    desk.lane.step_beside()
+    assert not any(desk.lane.claims_beside())
+    assert desk.lane.beside is served, "what is too long for a step there goes on in turns"
+    if not served:
+        desk.finish()
+    desk.lane.deliver(wait=False)
+    assert same(desk.answers[1], alone.answers[1])
+    desk.ask(2, 5)
+    assert not desk.lane.beside
+    assert not any(desk.lane.claims_beside())
+    desk.finish()
+    assert desk.answers.keys() == {1, 2}
 
 
 def test_a_query_passes_a_run_that_is_under_way_but_not_twice_in_a_row(runner: Runner) -> None:

@@ -30,7 +30,7 @@ TOKENIZER_ENTRY = 720
 LOGITS_ROWS = {"cpu": 64, "cuda": 256}  # rows of logits at once: a step's sequences in the runtime (MAX_RUNNING)
 SAMPLED_ROWS = 32  # of them that are not simply the best token, and go through sampling together (AT_ONCE)
 CAPTURED_PARTS = 7 * MIB  # parts of products and attention that are split among programs, in captured steps
-CAPTURED_CHUNK, CAPTURED_TEXTS = 512, 4096  # most tokens of a captured prefill step, and of a captured forward of texts
+CAPTURED_CHUNK, CAPTURED_TEXTS = 512, 4224  # most tokens of a captured prefill step, and of a captured forward of texts
 # A vector for every token: a worker on a CPU held 330 MiB more while its largest answer, 63 MiB of them, went out (as
 # tensors, as bytes, as a message, as a frame and in the socket's buffer; psutil, 16,000 tokens of 1,024 dimensions).
 ANSWER = 330 * MIB

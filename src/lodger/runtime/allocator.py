@@ -145,29 +145,28 @@ def capture_stream(device: torch.device) -> torch.cuda.Stream:
     return stream
 
 
-class _Pool:
-    """The memory that all graphs work in: they are replayed one after the other, and keep nothing there.
+class Pool:
+    """Memory that graphs work in which are replayed one after the other and keep nothing there.
 
     torch forgets a pool with the last graph that uses it, and cannot take it up again: a small graph stays for good.
+
+    Args:
+        stream: where these graphs are captured.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, stream: torch.cuda.Stream) -> None:
         self.handle: Any = torch.cuda.graph_pool_handle()
         self._stays = torch.cuda.CUDAGraph()
-        with torch.cuda.stream(capture_stream(device)):
+        with torch.cuda.stream(stream):
             self._stays.capture_begin(pool=self.handle, capture_error_mode="thread_local")
-            torch.zeros(1, device=device)
+            torch.zeros(1, device=stream.device)
             self._stays.capture_end()
 
 
 @cache
-def _pool(device: torch.device) -> _Pool:
-    return _Pool(device)
-
-
-def capture_pool(device: torch.device) -> Any:
-    """The handle of the memory that all graphs work in."""
-    return _pool(device).handle
+def capture_pool(device: torch.device) -> Pool:
+    """The memory that all graphs work in which run on the whole device."""
+    return Pool(capture_stream(device))
 
 
 def finish(device: torch.device) -> None:

@@ -1,8 +1,9 @@
 """`DeviceLoop`: the one thread that owns the device, and what it does at each turn.
 
 A turn is one decode step of every model with running chats, then one micro-step of whatever the arbiter chooses. On a
-GPU both are launched and not waited for: what a step found is handed out while later ones run. New work and
-cancellations arrive between steps, as functions that the thread runs.
+GPU both are launched and not waited for: what a step found is handed out while later ones run. Where the memory was
+planned for it, many texts do not take turns with the chats that decode: they are computed beside them, on a part of the
+device. New work and cancellations arrive between steps, as functions that the thread runs.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from lodger.runtime.stopwatch import Mark, Stopwatch
 from lodger.sched.arbiter import Arbiter, Claim, micro_step_tokens
 from lodger.sched.pace import Pace
 from lodger.sched.step import Lane
+
+AHEAD = 3  # steps beside chats that are launched and not done: one is computed, the others wait behind it
 
 
 class ModelLane(Protocol):
@@ -40,6 +43,24 @@ class ModelLane(Protocol):
 
     def micro_step(self, lane: Lane, budget: int) -> int:
         """Run what was claimed with this `budget`; how many tokens of whole forwards that was."""
+        ...
+
+    @property
+    def beside(self) -> bool:
+        """What it has to do now runs beside decoding chats, on a part of the device, and not in turns with them."""
+        ...
+
+    def claims_beside(self) -> Iterable[Claim]:
+        """What could be launched there next."""
+        ...
+
+    def step_beside(self) -> None:
+        """Launch that."""
+        ...
+
+    @property
+    def busy_beside(self) -> int:
+        """Steps that were launched there and are not done."""
         ...
 
     @property
@@ -74,7 +95,7 @@ class DeviceLoop:
     def __init__(self, device: str) -> None:
         self._inbox: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._lanes: dict[str, ModelLane] = {}
-        self._arbiter, self._pace = Arbiter(), Pace()
+        self._arbiter, self._beside, self._pace = Arbiter(), Arbiter(), Pace()
         self._stopwatch = Stopwatch(on_gpu=device.startswith("cuda"))
         self._thread = threading.Thread(target=self._run, name=f"device {device}", daemon=True)
         self._thread.start()
@@ -142,14 +163,24 @@ class DeviceLoop:
             lane.decode()
         if decoding:
             marks.append(self._stopwatch.mark())
-        budgets = {lane.name: self._budget(lane, bool(decoding)) for lane in lanes}
-        claims = [claim for lane in lanes for claim in lane.claims(budgets[lane.name])]
+            self._run_beside(lanes)
+        in_turn = [lane for lane in lanes if not (decoding and lane.beside)]
+        budgets = {lane.name: self._budget(lane, bool(decoding)) for lane in in_turn}
+        claims = [claim for lane in in_turn for claim in lane.claims(budgets[lane.name])]
         chosen = self._arbiter.choose(claims)
         ran = 0 if chosen is None else self._lanes[chosen.model].micro_step(chosen.lane, budgets[chosen.model])
         if decoding:
             self._measure([*marks, self._stopwatch.mark()], "" if chosen is None else chosen.model, ran)
         for lane in lanes:
             lane.deliver(wait=not decoding and chosen is None)
+
+    def _run_beside(self, lanes: list[ModelLane]) -> None:
+        """So many steps that the part of the device for texts has work until the next turn."""
+        for _ in range(AHEAD - sum(lane.busy_beside for lane in lanes)):
+            chosen = self._beside.choose([claim for lane in lanes for claim in lane.claims_beside()])
+            if chosen is None:
+                return
+            self._lanes[chosen.model].step_beside()
 
     def _budget(self, lane: ModelLane, decoding: bool) -> int:
         """Most tokens of its next micro-step."""

@@ -7,7 +7,7 @@ that multiplies can do so. At load its hidden states are compared with the gener
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ from lodger.runtime.attention.base import AttentionPlan
 from lodger.runtime.context import current_plan
 from lodger.runtime.layers import OneDnnLinear, Placement
 from lodger.runtime.packed import PackedBatch
+from lodger.runtime.partition import Partition
 
 
 class Norm(NamedTuple):
@@ -98,12 +99,20 @@ class DenseEncoder:
         """At most `tokens`: of texts that `at_once` computes best; 0 where it is no faster than layer by layer."""
         return 0
 
-    def at_once(self, batch: PackedBatch) -> torch.Tensor | None:
-        """Hidden states that cost the host next to no time, until the next forward; None if that cannot be had."""
+    def at_once(self, batch: PackedBatch, *, beside: bool = False) -> torch.Tensor | None:
+        """Hidden states that cost the host next to no time, until the next forward; None if that cannot be had.
+
+        Args:
+            beside: on the part of the device that `warm_up` was given, in memory of its own.
+        """
         return None
 
-    def warm_up(self, most: int) -> None:
-        """Get ready for `at_once` of up to `most` tokens."""
+    def serves_beside(self, lengths: Sequence[int]) -> bool:
+        """Whether `at_once` computes texts of so many tokens beside other work."""
+        return False
+
+    def warm_up(self, most: int, partition: Partition | None = None) -> None:
+        """Get ready for `at_once` of up to `most` tokens, and on this part of the device."""
 
     def forget(self) -> None:
         """Give back what `at_once` keeps: the weights move, or are to sleep."""

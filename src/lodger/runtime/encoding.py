@@ -6,7 +6,10 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+import torch
+
 from lodger.errors import Cancelled, LodgerError, ModelAsleep
+from lodger.runtime.partition import STEPS, Partition
 from lodger.runtime.recovery import run_or_split
 from lodger.runtime.runner import Heads, Rows, Runner, TextForward
 from lodger.sched.arbiter import Claim
@@ -57,21 +60,28 @@ class EncodeLane:
 
     Where a micro-step is to be short, some layers of a step are launched at a time: it is as short as that, and its
     products are still those of many tokens. On a GPU a step is prepared while the one before is computed.
+
+    Args:
+        partition: a part of the device where texts are computed beside chats.
     """
 
     paced = True
     decoding = False
 
-    def __init__(self, name: str, runner: Runner, lane: LaneName, step_tokens: int) -> None:
+    def __init__(
+        self, name: str, runner: Runner, lane: LaneName, step_tokens: int, partition: Partition | None = None
+    ) -> None:
         self.name = name
         self.step_tokens = step_tokens
-        self._runner: Runner | None = runner  # None while the model sleeps
+        self._runner: Runner | None = None  # while the model sleeps
+        self._partition = partition
         self._queue = EncodeQueue(lane)
         self._open: dict[int, _Open] = {}
         self._running: deque[_Run] = deque()  # begun, the one that goes on first
         self._launched: deque[_Run] = deque()  # whole; the device computes them or has done so
+        self._beside: deque[_Run] = deque()  # likewise, on the partition
         self._bypassed = False  # the last micro-step was for an urgent text while another run waited
-        runner.warm_up(step_tokens)
+        self.wake(runner)
 
     @property
     def runner(self) -> Runner:
@@ -91,6 +101,8 @@ class EncodeLane:
         """Nothing is left after `sleep`."""
 
     def wake(self, runner: Runner) -> None:
+        """Nothing is left to be built or captured when it returns: chats may be running."""
+        runner.warm_up(self.step_tokens, self._partition)
         self._runner = runner
 
     def add(self, job: Job, heads: Heads, deliver: Callable[[Outcome], None]) -> None:
@@ -111,7 +123,7 @@ class EncodeLane:
 
     def close(self) -> None:
         self._running.clear()
-        while self._launched:
+        while self.launched:
             self.deliver(wait=True)
         for job_id in list(self._open):
             self._end(job_id, Cancelled("the model was unloaded."))
@@ -135,13 +147,37 @@ class EncodeLane:
         return before - run.left
 
     @property
+    def beside(self) -> bool:
+        """A text that somebody waits for does better with a turn of its own, and so does what has begun in turns."""
+        return self._partition is not None and not self._running and not self._queue.urgent
+
+    def claims_beside(self) -> Iterable[Claim]:
+        if self.beside and self._queue.has_work():
+            tokens = min(self._queue.waiting_tokens, STEPS[-1])
+            yield Claim(self.name, self._queue.lane, tokens, urgent=False)
+
+    def step_beside(self) -> None:
+        step = self._queue.next_step(STEPS[-1])
+        if step is None:
+            return
+        if self.runner.serves_beside(step.items):
+            run_or_split(_Run(step), self._launch_beside, _halves, self._fail)
+        else:
+            self._running.append(_Run(step))
+
+    @property
+    def busy_beside(self) -> int:
+        return sum(not run.ready for run in self._beside)
+
+    @property
     def launched(self) -> bool:
-        return bool(self._launched)
+        return bool(self._launched or self._beside)
 
     def deliver(self, *, wait: bool) -> None:
-        while self._launched and (wait or self._launched[0].ready):
-            run_or_split(self._launched.popleft(), self._hand_out, lambda _: None, self._fail)
-            wait = False
+        for runs in (self._launched, self._beside):
+            while runs and (wait or runs[0].ready):
+                run_or_split(runs.popleft(), self._hand_out, lambda _: None, self._fail)
+                wait = False
 
     def _next(self, budget: int) -> _Run | None:
         """What goes on. A text that somebody waits for passes a run that is under way, but not twice in a row."""
@@ -159,19 +195,32 @@ class EncodeLane:
         return at_once or (tokens if self._queue.urgent else self.step_tokens)
 
     def _advance(self, run: _Run) -> None:
+        run.forward = run.forward or self._start(run)
         if run.forward is None:
-            items = tuple(item for item in run.step.items if item.job in self._open)
-            if not items:
-                return
-            run.step = run.step._replace(items=items)
-            heads = [self._open[item.job].heads for item in items]
-            run.forward = self.runner.start(items, heads, whole=run.layers is None)
+            return
         if not run.forward.launch(run.layers):
             self._running.appendleft(run)
             return
         self._launched.append(run)
         while len(self._launched) > (1 if run.forward.overlaps else 0):
             self.deliver(wait=True)
+
+    def _launch_beside(self, run: _Run) -> None:
+        assert self._partition is not None
+        with torch.cuda.stream(self._partition.stream):
+            run.forward = self._start(run, beside=True)
+            if run.forward is not None:
+                run.forward.launch()
+                self._beside.append(run)
+
+    def _start(self, run: _Run, *, beside: bool = False) -> TextForward | None:
+        """None: nobody waits for it any more."""
+        items = tuple(item for item in run.step.items if item.job in self._open)
+        if not items:
+            return None
+        run.step = run.step._replace(items=items)
+        heads = [self._open[item.job].heads for item in items]
+        return self.runner.start(items, heads, whole=run.layers is None, beside=beside)
 
     def _hand_out(self, run: _Run) -> None:
         assert run.forward is not None

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from lodger.runtime.attention.base import AttentionPlan
 from lodger.runtime.encoder import DenseEncoder, Layers, Norm, gelu
-from lodger.runtime.encoder_graphs import EncoderGraphs, bucket_within
+from lodger.runtime.encoder_graphs import EncoderGraphs, bucket_within, buckets
+from lodger.runtime.kernels.arrivals import processors
 from lodger.runtime.kernels.embeddings import embed
 from lodger.runtime.kernels.encoder_attention import attend_texts
 from lodger.runtime.kernels.layer_norm import layer_norm
 from lodger.runtime.kernels.tiling import text_tiles
 from lodger.runtime.layers import Placement, PlainLinear
 from lodger.runtime.packed import PackedBatch
+from lodger.runtime.partition import STEPS, Partition
 from lodger.runtime.upload import upload
 
 _MOST_HEAD_DIM = 128
@@ -25,25 +28,41 @@ class FusedEncoder(DenseEncoder):
 
     def __init__(self, model: Any, placement: Placement) -> None:
         super().__init__(model, placement)
-        device, dtype, width = placement.device, placement.precision.compute, len(self.norm.weight)
-        captured = device.type == "cuda" and self.own_attention
-        self._graphs = EncoderGraphs(self.forward, width, dtype, device) if captured else None
+        self._device, self._captures = placement.device, placement.device.type == "cuda" and self.own_attention
+        self._graphs: EncoderGraphs | None = None
+        self._beside: EncoderGraphs | None = None
 
     def step_size(self, tokens: int) -> int:
-        return 0 if self._graphs is None else min(bucket_within(tokens), tokens)
+        return 0 if self._graphs is None else min(bucket_within(tokens, self._graphs.buckets), tokens)
 
-    def at_once(self, batch: PackedBatch) -> torch.Tensor | None:
-        if self._graphs is None or not self._graphs.serves(batch):
+    def at_once(self, batch: PackedBatch, *, beside: bool = False) -> torch.Tensor | None:
+        graphs = self._beside if beside else self._graphs
+        if graphs is None or not graphs.serves(batch.lengths):
             return None
-        return self._graphs.run(batch)
+        return graphs.run(batch)
 
-    def warm_up(self, most: int) -> None:
-        if self._graphs is not None:
-            self._graphs.warm_up(most)
+    def serves_beside(self, lengths: Sequence[int]) -> bool:
+        return self._beside is not None and self._beside.serves(lengths)
+
+    def warm_up(self, most: int, partition: Partition | None = None) -> None:
+        if not self._captures:
+            return
+        if self._graphs is None:
+            self._graphs = self._new_graphs(buckets(processors(self._device)))
+        self._graphs.warm_up(most)
+        if partition is not None and self._beside is None:
+            self._beside = self._new_graphs(STEPS, partition)
+        if self._beside is not None:
+            self._beside.warm_up(most)
+
+    def _new_graphs(self, sizes: tuple[int, ...], partition: Partition | None = None) -> EncoderGraphs:
+        width, dtype = len(self.norm.weight), self.words.compute
+        return EncoderGraphs(self.forward, width, dtype, self._device, sizes, partition)
 
     def forget(self) -> None:
-        if self._graphs is not None:
-            self._graphs.forget()
+        for graphs in (self._graphs, self._beside):
+            if graphs is not None:
+                graphs.forget()
 
     def by_layer(self, batch: PackedBatch, plan: AttentionPlan) -> Layers:
         if not self.own_attention:

@@ -53,7 +53,8 @@ class GenerateLane:
     """
 
     paced = False  # a chunk of a prompt reads all weights, however short it is
-    launched = False
+    launched = beside = False
+    busy_beside = 0
 
     def __init__(self, name: str, runner: Runner, cache: KVCache, step_tokens: int, most: int = 256) -> None:
         self.name = name
@@ -116,6 +117,12 @@ class GenerateLane:
             self._settle()
         else:
             self._run(step)
+
+    def claims_beside(self) -> Iterable[Claim]:
+        return ()
+
+    def step_beside(self) -> None:
+        """There are none."""
 
     def claims(self, budget: int) -> Iterable[Claim]:
         if self._scheduler.has_prefill():

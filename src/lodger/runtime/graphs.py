@@ -23,6 +23,7 @@ from lodger.runtime.kernels.arrivals import own_counters
 from lodger.runtime.kernels.decode_inputs import spread
 from lodger.runtime.kv import KVCache
 from lodger.runtime.packed import PackedBatch
+from lodger.runtime.partition import Partition
 from lodger.runtime.runner import Runner
 from lodger.runtime.step_inputs import StepInputs
 from lodger.sched.step import GenerateStep
@@ -122,13 +123,17 @@ class DecodeGraphs:
         self._latest[:rows].copy_(logits.argmax(dim=-1))
 
 
-def captured(step: Callable[[], None], device: torch.device) -> torch.cuda.CUDAGraph:
-    """What `step` launches, which it has done once before."""
+def captured(
+    step: Callable[[], None], device: torch.device, partition: Partition | None = None
+) -> torch.cuda.CUDAGraph:
+    """What `step` launches, which it has done once before; it will run on the whole device, or on this part of it."""
     graph = torch.cuda.CUDAGraph()
-    with capturing(), torch.cuda.stream(capture_stream(device)):
+    stream = partition.capture_stream if partition else capture_stream(device)
+    pool = partition.pool if partition else capture_pool(device)
+    with capturing(), torch.cuda.stream(stream):
         make_workspace()
         # Other models go on meanwhile.
-        graph.capture_begin(pool=capture_pool(device), capture_error_mode="thread_local")
+        graph.capture_begin(pool=pool.handle, capture_error_mode="thread_local")
         try:
             step()
         except BaseException:

@@ -17,6 +17,7 @@ from lodger.runtime.encoder import DenseEncoder, Layers
 from lodger.runtime.heads import Head
 from lodger.runtime.kv import KVCache
 from lodger.runtime.packed import PackedBatch, pack_items
+from lodger.runtime.partition import Partition
 from lodger.runtime.precision import Precision
 from lodger.runtime.upload import upload
 from lodger.sched.step import Item
@@ -74,30 +75,39 @@ class Runner:
         """
         return self.start(items, heads).rows()
 
-    def start(self, items: Sequence[Item], heads: Sequence[Heads], *, whole: bool = False) -> TextForward:
-        """`encode`, to be launched piece by piece, or as a `whole`."""
-        return TextForward(self, items, heads, whole=whole)
+    def start(
+        self, items: Sequence[Item], heads: Sequence[Heads], *, whole: bool = False, beside: bool = False
+    ) -> TextForward:
+        """`encode`, to be launched piece by piece, or as a `whole`; `beside` other work where `serves_beside`."""
+        return TextForward(self, items, heads, whole=whole, beside=beside)
 
     def step_size(self, tokens: int) -> int:
         """See `DenseEncoder.step_size`."""
         return self.backbone.step_size(tokens) if isinstance(self.backbone, DenseEncoder) else 0
 
-    def warm_up(self, most: int) -> None:
-        """What steps of up to `most` tokens need is built and loaded."""
+    def serves_beside(self, items: Sequence[Item]) -> bool:
+        """See `DenseEncoder.serves_beside`."""
+        lengths = [len(item.tokens) for item in items]
+        return isinstance(self.backbone, DenseEncoder) and self.backbone.serves_beside(lengths)
+
+    def warm_up(self, most: int, partition: Partition | None = None) -> None:
+        """What steps of up to `most` tokens need is built and loaded, and what steps on this part of the device do."""
         if isinstance(self.backbone, DenseEncoder):
-            self.backbone.warm_up(most)
+            self.backbone.warm_up(most, partition)
 
     def forget(self) -> None:
         """Before the weights sleep: give back what was made for faster steps."""
         if isinstance(self.backbone, DenseEncoder):
             self.backbone.forget()
 
-    def by_layer(self, batch: PackedBatch, *, whole: bool = False) -> Layers:
+    def by_layer(self, batch: PackedBatch, *, whole: bool = False, beside: bool = False) -> Layers:
         """The forward of whole texts, with a pause after each layer where the backbone knows its layers."""
         plan = self.attention.plan(batch, None, causal=self.facts.causal)
         if not isinstance(self.backbone, DenseEncoder):
             return self._without_pause(batch, plan)
-        return _at_once(self.backbone, batch, plan) if whole else self.backbone.by_layer(batch, plan)
+        if whole or beside:
+            return _at_once(self.backbone, batch, plan, beside=beside)
+        return self.backbone.by_layer(batch, plan)
 
     def _without_pause(self, batch: PackedBatch, plan: AttentionPlan) -> Layers:
         yield from ()
@@ -105,9 +115,9 @@ class Runner:
             return self.backbone(batch)
 
 
-def _at_once(encoder: DenseEncoder, batch: PackedBatch, plan: AttentionPlan) -> Layers:
+def _at_once(encoder: DenseEncoder, batch: PackedBatch, plan: AttentionPlan, *, beside: bool) -> Layers:
     """Nothing is launched before it is run, so that no other forward overwrites what this one found."""
-    hidden = encoder.at_once(batch)
+    hidden = encoder.at_once(batch, beside=beside)
     if hidden is None:
         hidden = yield from encoder.by_layer(batch, plan)
     return hidden
@@ -117,13 +127,15 @@ class TextForward:
     """One forward of packed texts and what their heads make of it. On a GPU only `rows` waits for the device."""
 
     @torch.inference_mode()
-    def __init__(self, runner: Runner, items: Sequence[Item], heads: Sequence[Heads], *, whole: bool) -> None:
+    def __init__(
+        self, runner: Runner, items: Sequence[Item], heads: Sequence[Heads], *, whole: bool, beside: bool
+    ) -> None:
         wanted = [tuple(map(id, own)) for own in heads]
         order = sorted(range(len(items)), key=wanted.__getitem__)  # texts that want the same lie side by side
         self._groups = [list(group) for _, group in groupby(order, key=wanted.__getitem__)]
         self._items, self._heads = items, heads
         self._batch = pack_items([items[n] for n in order], runner.facts.position_offset, runner.device)
-        self._forward = runner.by_layer(self._batch, whole=whole)
+        self._forward = runner.by_layer(self._batch, whole=whole, beside=beside)
         self.layers = self.left = runner.facts.layers  # in all, and not launched yet
         self._made: list[tuple[list[int], Head]] = []  # texts, and the head whose output for them is in `_outputs`
         self._outputs: list[torch.Tensor] | None = None  # in RAM, once `_done`

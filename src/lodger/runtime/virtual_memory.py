@@ -87,7 +87,7 @@ class CudaMemory:
         properties.location.id = device.index or 0
         self._properties = properties
         smallest = cuda.CUmemAllocationGranularity_flags.CU_MEM_ALLOC_GRANULARITY_MINIMUM
-        self.granularity = int(_checked(cuda.cuMemGetAllocationGranularity(properties, smallest)))
+        self.granularity = int(checked(cuda.cuMemGetAllocationGranularity(properties, smallest)))
         self._access = cuda.CUmemAccessDesc()
         self._access.location = properties.location
         self._access.flags = cuda.CUmemAccess_flags.CU_MEM_ACCESS_FLAGS_PROT_READWRITE
@@ -95,27 +95,27 @@ class CudaMemory:
 
     def reserve(self, size: int) -> int:
         self._attach()
-        return int(_checked(self._cuda.cuMemAddressReserve(size, 0, 0, 0)))
+        return int(checked(self._cuda.cuMemAddressReserve(size, 0, 0, 0)))
 
     def free(self, address: int, size: int) -> None:
-        _checked(self._cuda.cuMemAddressFree(address, size))
+        checked(self._cuda.cuMemAddressFree(address, size))
 
     def map(self, address: int, size: int) -> Any:
         self._attach()
         try:
-            memory = _checked(self._cuda.cuMemCreate(size, self._properties, 0))
+            memory = checked(self._cuda.cuMemCreate(size, self._properties, 0))
         except MemoryError:
             trim()  # what torch keeps for later may be all that is missing
-            memory = _checked(self._cuda.cuMemCreate(size, self._properties, 0))
-        _checked(self._cuda.cuMemMap(address, size, 0, memory, 0))
-        _checked(self._cuda.cuMemSetAccess(address, size, [self._access], 1))
+            memory = checked(self._cuda.cuMemCreate(size, self._properties, 0))
+        checked(self._cuda.cuMemMap(address, size, 0, memory, 0))
+        checked(self._cuda.cuMemSetAccess(address, size, [self._access], 1))
         self._count(size)
         return memory
 
     def unmap(self, address: int, size: int, memory: Any) -> None:
         self._attach()
-        _checked(self._cuda.cuMemUnmap(address, size))
-        _checked(self._cuda.cuMemRelease(memory))
+        checked(self._cuda.cuMemUnmap(address, size))
+        checked(self._cuda.cuMemRelease(memory))
         self._count(-size)
 
     def bytes(self, address: int, size: int, owner: object) -> torch.Tensor:
@@ -146,7 +146,7 @@ class _Exported:
         self._owner = owner
 
 
-def _checked(answer: tuple[Any, ...]) -> Any:
+def checked(answer: tuple[Any, ...]) -> Any:
     """What a call of the driver returned beside its status.
 
     Raises:

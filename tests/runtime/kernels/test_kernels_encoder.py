@@ -104,7 +104,7 @@ def test_an_encoder_of_our_kernels(family: str, tiny: Callable[..., Path], where
 class Replayed:
     """What a captured forward does, without a GPU: it reads and writes the same memory."""
 
-    def __init__(self, step: Callable[[], None], device: torch.device) -> None:
+    def __init__(self, step: Callable[[], None], device: torch.device, partition: None) -> None:
         self.replay = step
 
 
@@ -122,11 +122,12 @@ def test_forwards_of_any_length_share_what_captured_ones_read(
     Checkpoint(Path(facts.path)).fill(model)
     chosen = precision(str(where[1]).rpartition(".")[2], where[0])
     encoder = FusedEncoder(model.base_model, Placement(where[0], chosen, lambda size: None))
-    graphs = EncoderGraphs(encoder.forward, facts.hidden_size, where[1], where[0])
+    graphs = EncoderGraphs(encoder.forward, facts.hidden_size, where[1], where[0], (64, 128))
+    graphs.warm_up(128)
     for lengths in ((70, 50), (3, 9), (100,), (2,)):
         items = [Item(0, n, tuple(90 - at % 80 for at in range(length))) for n, length in enumerate(lengths)]
         batch = pack_items(items, facts.position_offset, where[0])
-        assert graphs.serves(batch)
+        assert graphs.serves(batch.lengths)
         plan = SdpaAttention(where[0]).plan(batch, None, causal=False)
         expected = finish(DenseEncoder.by_layer(encoder, batch, plan))
         assert far(graphs.run(batch), expected) < max(chosen.tolerance / 2, TOLERANCE[where[1]])

@@ -7,15 +7,25 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lodger.runtime.encoder_graphs import BUCKETS, EncoderGraphs, _tiles, bucket_for, bucket_within
+from lodger.plan.footprint import CAPTURED_TEXTS
+from lodger.runtime.encoder_graphs import EncoderGraphs, _tiles, bucket_for, bucket_within, buckets
 from lodger.runtime.kernels.tiling import TEXT_ROWS, text_tiles
 
+BUCKETS = buckets(132)
 tokens = st.integers(1, BUCKETS[-1])
+
+
+@given(st.integers(1, 300))
+def test_buckets_grow_with_the_device_up_to_what_the_plan_counts(processors: int) -> None:
+    sizes = buckets(processors)
+    assert list(sizes) == sorted(set(sizes))
+    assert sizes[-1] <= CAPTURED_TEXTS
+    assert buckets(132)[-1] == CAPTURED_TEXTS
 
 
 @given(tokens)
 def test_a_step_runs_in_the_smallest_bucket_that_holds_it(count: int) -> None:
-    size = bucket_for(count)
+    size = bucket_for(count, BUCKETS)
     assert size in BUCKETS
     assert count <= size
     assert all(other < count for other in BUCKETS if other < size)
@@ -23,16 +33,16 @@ def test_a_step_runs_in_the_smallest_bucket_that_holds_it(count: int) -> None:
 
 @given(tokens)
 def test_a_step_of_a_buckets_size_wastes_nothing(count: int) -> None:
-    size = bucket_within(count)
+    size = bucket_within(count, BUCKETS)
     assert size in BUCKETS
     assert size <= count or size == BUCKETS[0]
-    assert bucket_for(size) == size
+    assert bucket_for(size, BUCKETS) == size
 
 
 @given(tokens)
 def test_no_bucket_is_much_larger_than_its_step(count: int) -> None:
-    assert bucket_for(count) <= max(64, 2 * count)
-    assert count < 1024 or bucket_for(count) < 1.34 * count + 1
+    assert bucket_for(count, BUCKETS) <= max(64, 2 * count)
+    assert count < 1024 or bucket_for(count, BUCKETS) < 1.34 * count + 1
 
 
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=60))
@@ -48,12 +58,14 @@ def test_tiles_cover_every_token_of_every_text_once(lengths: list[int]) -> None:
 def test_texts_of_common_lengths_always_have_tiles_enough(lengths: list[int]) -> None:
     total = sum(lengths)
     if total <= BUCKETS[-1]:
-        assert len(text_tiles(lengths)) <= _tiles(bucket_for(total))
+        assert len(text_tiles(lengths)) <= _tiles(bucket_for(total, BUCKETS))
 
 
 def test_what_an_earlier_step_left_behind_a_shorter_one_is_of_the_same_kind() -> None:
     """A token's id is no position: a row of the table of positions that is not there must never be read."""
-    graphs = EncoderGraphs(lambda inputs, tiles: pytest.fail("nothing runs"), 8, torch.float16, torch.device("cpu"))
+    graphs = EncoderGraphs(
+        lambda inputs, tiles: pytest.fail("nothing runs"), 8, torch.float16, torch.device("cpu"), BUCKETS
+    )
     graphs._prepare()
     for kind in range(3):
         graphs._inputs_of(BUCKETS[-1])[kind] = kind + 1
