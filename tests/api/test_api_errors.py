@@ -109,7 +109,7 @@ def test_bodies_that_are_not_json_are_400_and_the_connection_goes_on(served: Ser
     [
         ("/v1/chat/completions", {"temperature": "hot"}, "temperature"),
         ("/v1/chat/completions", {"temperature": 9}, "temperature"),
-        ("/v1/chat/completions", {"max_tokens": -1}, "max_tokens"),
+        ("/v1/chat/completions", {"max_tokens": 0}, "max_tokens"),
         ("/v1/chat/completions", {"n": 17}, "n"),
         ("/v1/chat/completions", {"stop": ["x"] * 17}, "stop"),
         ("/v1/chat/completions", {"stop": 5}, "stop"),

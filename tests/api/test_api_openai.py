@@ -134,25 +134,33 @@ def test_nothing_asked_means_the_models_own_defaults_and_no_limit(client: OpenAI
 
 
 @pytest.mark.parametrize(
-    ("option", "name"),
+    ("option", "name", "code"),
     [
-        ({"logprobs": True}, "logprobs"),
-        ({"logit_bias": {"1": 1}}, "logit_bias"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
-        ({"tool_choice": "required", "tools": []}, "tool_choice"),
-        ({"extra_body": {"guided_json": {"type": "object"}}}, "guided_json"),
-        ({"extra_body": {"functions": [{"name": "f"}]}}, "functions"),
+        ({"tool_choice": "required", "tools": []}, "tool_choice", "invalid_request"),
+        ({"top_logprobs": 2}, "top_logprobs", "invalid_request"),
+        ({"logit_bias": {"1": 101}}, "logit_bias", "malformed_body"),
+        ({"logit_bias": {"word": 1}}, "logit_bias", "malformed_body"),
+        ({"response_format": {"type": "structural_tag"}}, "response_format", "unsupported"),
+        ({"tools": [{"type": "web_search"}]}, "tools", "unsupported"),
+        ({"extra_body": {"stop_token_ids": ["a"]}}, "stop_token_ids", "malformed_body"),
+        ({"extra_body": {"lora_name": "mine"}}, "lora_name", "unsupported"),
     ],
 )
-def test_what_is_not_served_is_refused_by_name(client: OpenAI, option: dict[str, object], name: str) -> None:
+def test_what_is_not_served_is_refused_by_name(client: OpenAI, option: dict[str, object], name: str, code: str) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         client.chat.completions.create(model=CHAT, messages=SAID, **option)
-    assert caught.value.param == name
-    assert caught.value.code == "unsupported"
+    assert (caught.value.param, caught.value.code) == (name, code)
     assert name in caught.value.body["message"]
 
 
-def test_asking_for_nothing_in_unserved_fields_is_fine(client: OpenAI) -> None:
+@pytest.mark.parametrize("option", [{"suffix": "end"}, {"best_of": 3}, {"echo": True, "logprobs": 1}])
+def test_what_completions_do_not_serve_is_refused_by_name(client: OpenAI, option: dict[str, object]) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.completions.create(model=CHAT, prompt="a", **option)
+    assert (caught.value.param, caught.value.code) == (next(iter(option)), "unsupported")
+
+
+def test_asking_for_nothing_in_a_field_is_fine(client: OpenAI) -> None:
     answer = client.chat.completions.create(
         model=CHAT, messages=SAID, logprobs=False, logit_bias={}, response_format={"type": "text"}, tool_choice="auto"
     )

@@ -86,7 +86,8 @@ def test_the_bytes_of_a_chat_stream(served: Served) -> None:
         "data: " + chunk('{"content":"你"}', "null"),
         "data: " + chunk('{"content":"好"}', "null"),
         "data: " + chunk('{"content":""}', '"length"'),
-        'data: "choices":[],"usage":{"prompt_tokens":3,"completion_tokens":2,"total_tokens":5}}',
+        'data: "choices":[],"usage":{"prompt_tokens":3,"completion_tokens":2,"total_tokens":5,'
+        '"prompt_tokens_details":{"cached_tokens":0},"completion_tokens_details":{"reasoning_tokens":0}}}',
         "data: [DONE]",
         "",
     ]

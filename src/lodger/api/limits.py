@@ -18,8 +18,10 @@ INPUTS = 2048  # texts of one embeddings request (OpenAI's limit)
 DOCUMENTS = 2048  # of one rerank request
 PROMPTS = 64  # of one completions request
 CHOICES = 16  # `n`
-STOPS = 16  # stop strings
+STOPS = 16  # stop strings, and as many stop tokens
 STOP_CHARACTERS = 512  # of one stop string
+BIASES = 1024  # tokens of one `logit_bias`
+ALTERNATIVES = 20  # `top_logprobs` (OpenAI's limit)
 NUMBERS_BYTES = 32 * MIB  # of token vectors in one answer, as float32: bge-m3's of one text of 8,192 tokens
 NOTES = 64  # unknown options of one launch that are answered one by one
 
