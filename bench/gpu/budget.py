@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 
-from bench.gpu.memory import DEVICE, KINDS, chat, load, planned, write_folders
+from bench.gpu.folders import write_folders
+from bench.gpu.memory import DEVICE, KINDS, chat, load, planned
 from bench.gpu.part import options, write
 from bench.gpu.sleep import used
 from lodger.engines.native import NativeEngine
@@ -37,7 +38,6 @@ def main() -> None:
     torch.empty(1, device=DEVICE)
     with tempfile.TemporaryDirectory(dir="/dev/shm") as place:
         folders = write_folders(Path(place))
-        torch.cuda.empty_cache()
         made, wanted = planned(folders, BUDGET, "int8")
         models = load(NativeEngine("cuda:0"), made, wanted, "budget")
     rates = []

@@ -19,8 +19,8 @@ import tiny
 import torch
 
 from bench import http_embed
+from bench.gpu.folders import SHARDS, write_weights
 from bench.gpu.part import options, write
-from bench.gpu.sleep import write_weights
 from bench.http_load import Load, measure
 
 WORDS = 44  # of a text: about 200 tokens of the folder's small tokenizer
@@ -34,18 +34,16 @@ def main() -> None:
     given = options(__doc__, parser)
     found: dict[str, Any] = {"gpu": torch.cuda.get_device_name(), "rows": [], "texts": []}
     with tempfile.TemporaryDirectory(dir="/dev/shm") as ram:
-        folder = tiny.write_fake_folder(Path(ram) / "chat", "qwen3", "BF16", **tiny.QWEN3_4B)
+        folder = tiny.write_fake_folder(Path(ram) / "chat", "qwen3", "BF16", shards=SHARDS, **tiny.QWEN3_4B)
         if given.tokenizer:
             shutil.copy(given.tokenizer, folder / "tokenizer.json")
         write_weights(folder)
-        torch.cuda.empty_cache()
         for row in measure(Load(model=folder, device="cuda:0", streams=tuple(given.streams))):
             found["rows"].append(row)
             write(given, found)
         if given.texts:
             folder = tiny.write_fake_folder(Path(ram) / "emb", "bge-m3", "F16", **tiny.XLM_R_LARGE)
             write_weights(folder)
-            torch.cuda.empty_cache()
             asked = Load(model=folder, kind="embedding", device="cuda:0", rounds=1)
             for row in http_embed.measure(asked, words=WORDS):
                 found["texts"].append(row)

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
-import tiny
 import torch
 
+from bench.gpu.folders import write_folders
 from bench.gpu.part import options, write
-from bench.gpu.sleep import this_card, used, write_weights
+from bench.gpu.sleep import this_card, used
 from lodger.budget import workspaces
 from lodger.catalogue.inspect import inspect_folder
 from lodger.engines.base import LoadRequest
@@ -51,17 +51,6 @@ KINDS = (
     SamplingParams(temperature=0.8, presence_penalty=0.5),
 )
 Models = dict[str, Any]
-
-
-def write_folders(place: Path) -> dict[str, Path]:
-    folders = {
-        "chat": tiny.write_fake_folder(place / "chat", "qwen3", "BF16", **tiny.QWEN3_4B),
-        "emb": tiny.write_fake_folder(place / "emb", "bge-m3", "F16", **tiny.XLM_R_LARGE),
-        "rr": tiny.write_fake_folder(place / "rr", "bge-reranker", "F16", **tiny.XLM_R_LARGE),
-    }
-    for folder in folders.values():
-        write_weights(folder)
-    return folders
 
 
 def planned(
@@ -138,7 +127,7 @@ def measured(models: Models, before: int) -> dict[str, int]:
 
 def promised(made: Plan) -> dict[str, int]:
     parts = {part: sum(getattr(model.budget, part) for model in made.models) for part in PARTS[1:4]}
-    graphs = max(model.budget.graphs for model in made.models)
+    graphs = sum({model.budget.graphs for model in made.models})
     parts["captured"] += graphs
     return {"process": made.process, **parts, "activations": made.steps - graphs, "total": made.needed}
 
@@ -159,7 +148,6 @@ def main() -> None:
     found: dict[str, Any] = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "budgets": {}}
     with tempfile.TemporaryDirectory(dir="/dev/shm") as place:
         folders = write_folders(Path(place))
-        torch.cuda.empty_cache()
         engine = NativeEngine("cuda:0")
         older: Models = {}
         for budget, quantization in BUDGETS:

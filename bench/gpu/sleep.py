@@ -21,9 +21,9 @@ import tiny
 import torch
 
 from bench.gpu import part
+from bench.gpu.folders import SHARDS, write_weights
 from lodger.budget import Budget
 from lodger.catalogue.inspect import inspect_folder
-from lodger.catalogue.safetensors_header import read_folder
 from lodger.device.nvml import probe_gpus
 from lodger.device.view import DeviceView
 from lodger.engines.base import LoadRequest
@@ -132,28 +132,15 @@ def said(served: Any, tokens: int) -> tuple[str, int]:
     return asyncio.run(collect())
 
 
-def write_weights(folder: Path) -> None:
-    """Random numbers as the published model has them: vectors near 1, matrices near 0."""
-    for tensor in read_folder(folder).values():
-        dtype = getattr(torch, tensor.dtype)
-        values = torch.randn(tensor.elements, device=DEVICE, dtype=dtype) * 0.02
-        if len(tensor.shape) == 1:
-            values += 1
-        with (folder / tensor.file).open("r+b") as file:
-            file.seek(tensor.offset)
-            file.write(values.cpu().view(torch.uint8).numpy())
-
-
 def main() -> None:
     options = part.options(__doc__)
     torch.empty(1, device=DEVICE)
     found = {"arena": arena(ARENA)}
     print(json.dumps(found, indent=1), flush=True)
     torch.cuda.empty_cache()
-    with tempfile.TemporaryDirectory() as place:
-        folder = tiny.write_fake_folder(Path(place) / "model", "qwen3", "BF16", **tiny.QWEN3_4B)
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as place:
+        folder = tiny.write_fake_folder(Path(place) / "model", "qwen3", "BF16", shards=SHARDS, **tiny.QWEN3_4B)
         write_weights(folder)
-        torch.cuda.empty_cache()
         found["model"] = model(folder)
     print(json.dumps(found["model"], indent=1), flush=True)
     part.write(options, found)

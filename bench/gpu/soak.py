@@ -4,7 +4,8 @@
 
 The models of `bench.gpu.memory`, as wide as they are and with few layers, so that all of it takes about a minute: the
 memory of a step does not depend on how many layers it goes through. The KV cache is too small for all chats at once.
-Lengths are spread evenly over their orders of magnitude; every kind of sampling and abandoned requests are among them.
+Lengths are spread evenly over their orders of magnitude, and one in 64 requests of texts has as many as it may, each as
+long as it may be; every kind of sampling and abandoned requests are among them.
 """
 
 from __future__ import annotations
@@ -16,20 +17,20 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import psutil
-import tiny
 import torch
 
+from bench.gpu.folders import write_folders
 from bench.gpu.memory import CONTEXT, DEVICE, KINDS, Models, everything, load, planned
 from bench.gpu.part import options, write
-from bench.gpu.sleep import used, write_weights
+from bench.gpu.sleep import used
 from lodger.engines.native import NativeEngine
 from lodger.tasks import CompletionTask, EmbedTask, RerankTask, StopRules
 from lodger.units import MIB
 
-CALLERS = 256
+CALLERS, PARTS = 256, 10
+TEXTS = 32  # of one request
 BUDGET = 3.7  # GiB: for two layers each
 
 
@@ -37,14 +38,22 @@ def length(random: random.Random, most: int) -> int:
     return int(most ** random.random())
 
 
+def texts(chance: random.Random, longest: int) -> list[int]:
+    """Lengths of the texts of one request."""
+    count = length(chance, TEXTS)
+    if not chance.randrange(64):
+        return [longest] * TEXTS
+    return [max(length(chance, longest) // count, 1)] * count
+
+
 async def request(models: Models, chance: random.Random) -> str:
     kind = chance.choice(("chat", "chat", "embed", "embed", "rerank"))
     if kind == "embed":
-        texts = tuple((7,) * length(chance, CONTEXT) for _ in range(length(chance, 32)))
-        await models["emb"].embed(EmbedTask(model="emb", inputs=texts))
+        inputs = tuple((7,) * size for size in texts(chance, CONTEXT))
+        await models["emb"].embed(EmbedTask(model="emb", inputs=inputs))
     elif kind == "rerank":
-        texts = tuple("word " * length(chance, CONTEXT // 2) for _ in range(length(chance, 32)))
-        await models["rr"].rerank(RerankTask(model="rr", query="word " * length(chance, 60), documents=texts))
+        documents = tuple("word " * size for size in texts(chance, CONTEXT // 2))
+        await models["rr"].rerank(RerankTask(model="rr", query="word " * length(chance, 60), documents=documents))
     else:
         prompt = tuple(chance.randbytes(length(chance, CONTEXT - 1)))
         rules = StopRules(max_tokens=length(chance, 64), ignore_eos=True)
@@ -90,33 +99,23 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=20_000)
     parser.add_argument("--layers", type=int, default=2)
     given = options(__doc__, parser)
-    before = used()
+    before, start = used(), time.monotonic()
     torch.empty(1, device=DEVICE)
     with tempfile.TemporaryDirectory(dir="/dev/shm") as place:
-        shapes: dict[str, dict[str, Any]] = {
-            "chat": {**tiny.QWEN3_4B, "num_hidden_layers": given.layers},
-            "emb": {**tiny.XLM_R_LARGE, "num_hidden_layers": given.layers},
-        }
-        folders = {
-            "chat": tiny.write_fake_folder(Path(place) / "chat", "qwen3", "BF16", **shapes["chat"]),
-            "emb": tiny.write_fake_folder(Path(place) / "emb", "bge-m3", "F16", **shapes["emb"]),
-            "rr": tiny.write_fake_folder(Path(place) / "rr", "bge-reranker", "F16", **shapes["emb"]),
-        }
-        for folder in folders.values():
-            write_weights(folder)
-        torch.cuda.empty_cache()
+        folders = write_folders(Path(place), num_hidden_layers=given.layers)
         made, wanted = planned(folders, BUDGET, None)
         models = load(NativeEngine("cuda:0"), made, wanted, "soak")
+    print(f"{time.monotonic() - start:5.1f} s, loaded: {held(before)['card'] / MIB:.0f} MiB", flush=True)
     asyncio.run(everything(models, made.models[0].budget.sequences))
-    asyncio.run(many(models, 500, 0))
+    asyncio.run(many(models, given.requests // PARTS, 0))
     rows, start = [held(before)], time.monotonic()
     answers: Counter[str] = Counter()
-    for part in range(4):
-        answers += asyncio.run(many(models, given.requests // 4, 1 + part))
+    for part in range(PARTS):
+        answers += asyncio.run(many(models, given.requests // PARTS, 1 + part))
         rows.append(held(before))
-        grown = {name: (size - rows[0][name]) / MIB for name, size in rows[-1].items()}
+        grown = ", ".join(f"{name} {(size - rows[0][name]) / MIB:+.1f}" for name, size in rows[-1].items())
         seconds = time.monotonic() - start
-        print(f"{seconds:5.1f} s, {(part + 1) * given.requests // 4:,} requests: grown by {grown} MiB", flush=True)
+        print(f"{seconds:5.1f} s, {sum(answers.values()):,} requests: {grown} MiB", flush=True)
         write(given, {"planned": made.needed, "held": rows, "answers": answers, "seconds": seconds})
     print(f"{dict(answers)}; held {rows[-1]['card'] / MIB:.0f} MiB, planned {made.needed / MIB:.0f}", flush=True)
 

@@ -8,6 +8,10 @@ from lodger.units import KIB, MIB
 
 # Unused ends of the segments that torch's allocator takes from a GPU, of 2 and 20 MiB.
 SEGMENTS = 14 * MIB
+# A GPU's memory is taken in pieces of so many bytes: CUDA's virtual memory, and torch's segments for large tensors.
+GRANULE = 2 * MIB
+# Two segments for tensors of up to 1 MiB, those of captured steps of few tokens; larger ones lie in one piece.
+SMALL_CAPTURED = 4 * MIB
 
 
 def workspaces(capability: tuple[int, int] | None) -> int:
@@ -27,7 +31,7 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True):
     captured: int = 0  # on a GPU: what a decoder's captured steps hold while the model is awake
     activations: int = 0  # peak of one step of `step_tokens` tokens
     unfinished: int = 0  # on a GPU: what requests hold between their steps
-    graphs: int = 0  # on a GPU: what captured steps work in, in the same place for all models
+    graphs: int = 0  # on a GPU: what captured steps work in; the same place for all models that are given as much
     step_tokens: int = 2048  # most tokens in one forward
     context_length: int = 0  # tokens of one sequence that are served
     block_size: int = 16  # tokens in one block of the KV cache

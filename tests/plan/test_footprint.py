@@ -10,6 +10,7 @@ from model_facts import BGE_M3, QWEN3_4B, RERANKER, SMOLLM2
 from tiny import QWEN3_4B as SHAPE_OF_QWEN3_4B
 from tiny import write_fake_folder
 
+from lodger.budget import SMALL_CAPTURED
 from lodger.catalogue.inspect import inspect_folder
 from lodger.device.view import DeviceView
 from lodger.plan import footprint
@@ -76,13 +77,19 @@ def test_chats_remember_their_tokens_between_steps() -> None:
 
 
 def test_captured_steps() -> None:
+    texts = footprint.CAPTURED_TEXTS
     size = footprint.captured(QWEN3_4B, "bfloat16", GPU, sequences=64, kv_tokens=8192)
-    assert size == 64 * (151_936 * 2 + 8192 // 16 * 4) + 512 * 2560 * 2
+    assert size == 20 * MIB + 64 * 8192 // 16 * 4 + 512 * 2560 * 2, "of 18.5 MiB of logits, mapped in pieces of 2 MiB"
     work = footprint.graphs(QWEN3_4B, "bfloat16", GPU, step_tokens=512, sequences=64)
-    assert work == 512 * (4 * 2560 + 3 * 9728 + 4 * 128) * 2 + footprint.CAPTURED_PARTS
-    assert footprint.captured(BGE_M3, "float16", GPU, sequences=64, kv_tokens=0) == 4224 * 1024 * 2
-    assert footprint.graphs(BGE_M3, "float16", GPU, step_tokens=8192, sequences=64) == 79 * MIB
-    assert footprint.graphs(BGE_M3, "float16", GPU, step_tokens=512, sequences=64) == 16 * MIB
+    assert work == 40 * MIB + SMALL_CAPTURED, "512 * (4 * 2,560 + 3 * 9,728 + 4 * 128) numbers of 2 bytes are 39"
+    small = msgspec.structs.replace(QWEN3_4B, hidden_size=256, intermediate_size=512)
+    work = footprint.graphs(small, "bfloat16", GPU, step_tokens=512, sequences=64)
+    assert 0 < work - SMALL_CAPTURED - footprint.CAPTURED_PARTS - 256 * (2 * 256 + 3 * 4096 + 5 * 1024) * 2 < 2 * MIB
+    assert footprint.captured(BGE_M3, "float16", GPU, sequences=64, kv_tokens=0) == texts * 1024 * 2
+    for facts in (BGE_M3, msgspec.structs.replace(BGE_M3, token_heads=("sparse",))):
+        work = footprint.graphs(facts, "float16", GPU, step_tokens=8192, sequences=64)
+        assert 0 <= work - SMALL_CAPTURED - texts * (2 * 1024 + 4096) * 2 < 2 * MIB
+    assert footprint.graphs(BGE_M3, "float16", GPU, step_tokens=512, sequences=64) == 10 * MIB
     for dtype, device in (("float32", GPU), ("bfloat16", CPU)):
         assert not footprint.captured(QWEN3_4B, dtype, device, sequences=64, kv_tokens=8192)
         assert not footprint.graphs(QWEN3_4B, dtype, device, step_tokens=512, sequences=64)

@@ -37,7 +37,7 @@ def test_the_largest_step_and_all_that_is_kept(card: SimpleNamespace) -> None:
     allowance.grant("chat", Grant(kept=80 * MIB, step=150 * MIB, unfinished=30 * MIB, graphs=20 * MIB))
     assert allowance.most() == (5 + 100 + 150 + 30) * MIB + ALWAYS
     card.allocated = 200 * MIB  # the models' own
-    allowance.grant("emb", Grant(kept=0, step=200 * MIB, unfinished=10 * MIB, graphs=15 * MIB))
+    allowance.grant("emb", Grant(kept=0, step=200 * MIB, unfinished=10 * MIB, graphs=20 * MIB))
     assert allowance.most() == (5 + 100 + 200 + 40) * MIB + ALWAYS
     with allowance.loading():
         assert card.fraction * 64 * GIB == (5 + 100 + 200 + 40) * MIB + ALWAYS + LOADING
@@ -45,9 +45,11 @@ def test_the_largest_step_and_all_that_is_kept(card: SimpleNamespace) -> None:
     assert card.fraction * 64 * GIB == allowance.most() == (5 + 100 + 150 + 30) * MIB + ALWAYS
     allowance.turn("emb", asleep=False)
     allowance.revoke("chat")
-    assert allowance.most() == (5 + 200 + 10 + 15) * MIB + ALWAYS
-    allowance.revoke("chat")
-    allowance.revoke("emb")
+    assert allowance.most() == (5 + 200 + 10 + 20) * MIB + ALWAYS
+    allowance.grant("later", Grant(kept=0, step=0, graphs=30 * MIB))
+    assert allowance.most() == (5 + 200 + 10 + 20 + 30) * MIB + ALWAYS, "in a place of its own"
+    for name in ("chat", "emb", "later"):
+        allowance.revoke(name)
     assert allowance.most() == 5 * MIB + ALWAYS
 
 

@@ -12,6 +12,7 @@ from typing import NamedTuple, TypeVar
 import psutil
 import torch
 
+from lodger.budget import SMALL_CAPTURED
 from lodger.catalogue.facts import ModelFacts, RerankMethod, TokenHead
 from lodger.engines.base import LoadedInfo, LoadRequest
 from lodger.engines.native_embed import EmbeddingModel
@@ -22,7 +23,7 @@ from lodger.engines.native_rerank import BiEncoder, CrossEncoder, MultiVector, Y
 from lodger.engines.native_weights import Weights
 from lodger.errors import ModelProblem
 from lodger.runtime import kv
-from lodger.runtime.allocator import Grant, allowance, make_workspace, trim
+from lodger.runtime.allocator import Grant, allowance, capture_pool, make_workspace, trim
 from lodger.runtime.device_loop import DeviceLoop
 from lodger.runtime.dtype import precisions
 from lodger.runtime.loading import load_runner
@@ -123,6 +124,8 @@ class NativeEngine:
             cache = kv.allocate(facts, budget, runner.precision.compute, self._device)
             limit = min(limit, cache.blocks * cache.block_size)
             memory["kv_cache"] = cache.nbytes
+        if budget.graphs:
+            capture_pool(self._device).grow(budget.graphs - SMALL_CAPTURED)
         progress(1.0)
         info = LoadedInfo(
             dtype=runner.precision.name, context_length=limit, memory=memory, load_seconds=time.monotonic() - start

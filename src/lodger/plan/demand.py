@@ -29,6 +29,7 @@ CALLERS, CALLER_TOKENS = 16, 4096  # a chat model's KV cache is wanted for so ma
 _INT8_CAPABILITY = (8, 0)  # of a GPU that the kernels were measured on or compiled for
 LONG_CHAT, SHORT_CHAT, MIN_SEQUENCES = 8192, 128, 16  # tokens of a chat; chats of one step on the tightest budget
 MIN_STEP, STEP = 512, 2048  # tokens of one step: on a tight budget, and else
+CHAT_STEP = 8192  # of prompts on a GPU, where the KV cache is large
 
 
 class Demand(NamedTuple):
@@ -94,11 +95,13 @@ class Demand(NamedTuple):
         return min(most, MIN_SEQUENCES + max(self.kv_tokens(level) - LONG_CHAT, 0) // SHORT_CHAT)
 
     def step_tokens(self, level: int) -> int:
-        """Tokens of one step. A text is never split over two steps. Of a chat's prompt 1,024 keep a GPU as busy as more
-        do, and on a tight budget are better spent on the KV cache."""
+        """Tokens of one step. A text is never split over two steps. Of a chat's prompt 8,192 keep a GPU busier than fewer
+        do; on a tight budget their activations are better spent on the KV cache."""
         if not self.generates:
             return max(min(STEP, max(MIN_STEP, level)), self.context(level))
-        return min(STEP, max(MIN_STEP, level // 8 if self.device.kind == "cuda" else level))
+        if self.device.kind == "cuda":
+            return min(CHAT_STEP, max(MIN_STEP, level // 8))
+        return min(STEP, max(MIN_STEP, level))
 
     def budget(self, level: int) -> Budget:
         """The grant at `level`; no part of it shrinks when the level rises, and none of a loaded model's changes."""
@@ -181,22 +184,33 @@ def weights_key(device: DeviceView, candidate: Candidate) -> tuple[object, ...]:
 
 def needed(device: DeviceView, wants: tuple[Demand, ...], levels: Mapping[str, int] = MappingProxyType({})) -> int:
     """Bytes of the worker and all its models, each at its level (0, the smallest grant, where none is given)."""
-    budgets = [want.budget(levels.get(want.uid, 0)) for want in wants]
+    budgets = grants(wants, levels)
     kept = sum(own.kept - (own.weights if want.shares else 0) for own, want in zip(budgets, wants, strict=True))
     apart = 0 if device.kind == "cuda" else sum(own.activations for own in budgets)
     return process(device, wants) + steps(device, budgets) + kept + apart
 
 
+def grants(wants: tuple[Demand, ...], levels: Mapping[str, int]) -> list[Budget]:
+    """What each gets. Captured steps of all work in one place, as large as the largest needs it. It cannot grow: where
+    models that are loaded have too small a one, the new ones get another beside it."""
+    own = [want.budget(levels.get(want.uid, 0)) for want in wants]
+    most = max((budget.graphs for budget in own), default=0)
+    return [
+        budget if want.candidate.held or not most else msgspec.structs.replace(budget, graphs=most)
+        for want, budget in zip(wants, own, strict=True)
+    ]
+
+
 def steps(device: DeviceView, budgets: Iterable[Budget]) -> int:
     """Bytes of the activations that all models share. One step runs at a time, so on a GPU, where what one leaves is
     there for the next, these are the largest one's; a CPU's heap has pieces of many sizes, and each model counts its
-    own."""
+    own. Of captured steps each place counts, and models with as much for them have the same one."""
     if device.kind == "cpu":
         return 0
     budgets = list(budgets)
     unfinished = sum(own.unfinished for own in budgets)
     largest = max((own.activations + unfinished - own.resumed for own in budgets), default=0)
-    return largest + max((own.graphs for own in budgets), default=0)
+    return largest + sum({own.graphs for own in budgets})
 
 
 def available(device: DeviceView, reserve: int) -> int:

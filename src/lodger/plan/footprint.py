@@ -6,7 +6,7 @@ step, C tokens of the served context, b bytes of one element.
 
 from __future__ import annotations
 
-from lodger.budget import SEGMENTS, workspaces
+from lodger.budget import GRANULE, SEGMENTS, SMALL_CAPTURED, workspaces
 from lodger.catalogue.facts import ModelFacts
 from lodger.device.view import DeviceView
 from lodger.units import MIB
@@ -29,7 +29,7 @@ WORKER_CPU = 420 * MIB
 TOKENIZER_ENTRY = 720
 LOGITS_ROWS = {"cpu": 64, "cuda": 256}  # rows of logits at once: a step's sequences in the runtime (MAX_RUNNING)
 SAMPLED_ROWS = 32  # of them that are not simply the best token, and go through sampling together (AT_ONCE)
-CAPTURED_PARTS = 7 * MIB  # parts of products and attention that are split among programs, in captured steps
+CAPTURED_PARTS = 17 * MIB  # at most, of products and attention that programs share, on a card of 132 processors
 CAPTURED_CHUNK, CAPTURED_TEXTS = 512, 4224  # most tokens of a captured prefill step, and of a captured forward of texts
 # A vector for every token: a worker on a CPU held 330 MiB more while its largest answer, 63 MiB of them, went out (as
 # tensors, as bytes, as a message, as a frame and in the socket's buffer; psutil, 16,000 tokens of 1,024 dimensions).
@@ -144,11 +144,16 @@ def _fused(facts: ModelFacts) -> int:
     An encoder's: input, what is up, and down again. 96.0 MiB for 8,192 tokens of XLM-RoBERTa-large, 96.1 measured; with
     sparse or multi-vector heads 7h at the end.
     """
+    return max(_fused_layers(facts), 7 * facts.hidden_size if facts.token_heads else 0)
+
+
+def _fused_layers(facts: ModelFacts) -> int:
+    """`_fused` without the heads, which are not captured."""
     h, i, d = facts.hidden_size, facts.intermediate_size, facts.head_dim
     queries, keys = facts.attention_heads * d, facts.kv_heads * d
     if facts.causal:
         return max(2 * h + 3 * queries + 4 * keys, 4 * h + 3 * i) + 4 * d
-    return max(h + 2 * queries + 2 * keys, 2 * h + i, 7 * h if facts.token_heads else 0)
+    return max(h + 2 * queries + 2 * keys, 2 * h + i)
 
 
 def unfinished(facts: ModelFacts, dtype: str, device: DeviceView, *, step_tokens: int, sequences: int) -> int:
@@ -174,25 +179,26 @@ def captured(facts: ModelFacts, dtype: str, device: DeviceView, *, sequences: in
     if not _captures(device, b):
         return 0
     if facts.generates:
-        return sequences * (facts.vocab_size * b + kv_tokens // 16 * 4) + CAPTURED_CHUNK * facts.hidden_size * b
+        logits, table = sequences * facts.vocab_size * b, sequences * kv_tokens // 16 * 4
+        return _upwards(logits) + table + CAPTURED_CHUNK * facts.hidden_size * b
     return CAPTURED_TEXTS * facts.hidden_size * b if facts.model_type in PLAIN_MLP else 0
 
 
 def graphs(facts: ModelFacts, dtype: str, device: DeviceView, *, step_tokens: int, sequences: int) -> int:
-    """Bytes that captured steps work in, the same for those of all models: the activations of the largest, with parts
-    of products and attention that are split. Of texts, whose tensors are too large to share segments, what is made of
-    a layer's input lies side by side: 79 MiB for 4,096 tokens of XLM-RoBERTa-large, 77 measured (H200, torch 2.11).
-    """
+    """Bytes that captured steps work in, one after the other: the layers' activations in the largest, in one piece that
+    all others are cut from. 48 MiB for 4,096 tokens of XLM-RoBERTa-large, and 39 for 512 of Qwen3-4B. Of a decoder's,
+    those of half as many tokens or fewer share products and attention among programs."""
     b = _computed(dtype, device)
-    if not _captures(device, b):
+    if not _captures(device, b) or not (facts.generates or facts.model_type in PLAIN_MLP):
         return 0
-    if facts.generates:
-        return max(sequences, CAPTURED_CHUNK) * _fused(facts) * b + CAPTURED_PARTS
-    if facts.model_type not in PLAIN_MLP:
-        return 0
-    attention = (facts.attention_heads + 2 * facts.kv_heads) * facts.head_dim
-    tokens = min(step_tokens, CAPTURED_TEXTS)
-    return tokens * (attention + facts.intermediate_size + 2 * facts.hidden_size) * b + CAPTURED_PARTS
+    tokens = max(sequences, CAPTURED_CHUNK) if facts.generates else min(step_tokens, CAPTURED_TEXTS)
+    whole = tokens * _fused_layers(facts) * b
+    shared = whole // 2 + CAPTURED_PARTS if facts.generates else 0
+    return _upwards(max(whole, shared)) + SMALL_CAPTURED
+
+
+def _upwards(size: int) -> int:
+    return -(-size // GRANULE) * GRANULE
 
 
 def _captures(device: DeviceView, b: int) -> bool:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import msgspec
 
+from lodger.budget import Budget
 from lodger.device.view import DeviceView
-from lodger.plan.demand import CALLER_TOKENS, Demand, available, demands, fits, highest, needed, process, steps
+from lodger.plan.demand import CALLER_TOKENS, Demand, available, demands, fits, grants, highest, needed, process, steps
 from lodger.plan.refusal import refusal
 from lodger.plan.values import Candidate, ModelPlan, Plan
 from lodger.units import GIB, MIB
@@ -39,7 +40,8 @@ def plan(device: DeviceView, candidates: tuple[Candidate, ...], *, reserve: int 
     if not fits(device, wants, kept):
         raise refusal(device, candidates, kept)
     reached = levels(device, wants, kept)
-    granted = {want.uid: _grant(want, reached[want.uid]) for want in wants}
+    budgets = grants(wants, reached)
+    granted = {want.uid: _grant(want, reached[want.uid], own) for want, own in zip(wants, budgets, strict=True)}
     return Plan(
         device=device,
         reserve=kept,
@@ -79,7 +81,7 @@ def _top(want: Demand, most: int) -> int:
     return highest(lambda level: want.cost(level) <= limit, most)
 
 
-def _grant(want: Demand, level: int) -> ModelPlan:
+def _grant(want: Demand, level: int, budget: Budget) -> ModelPlan:
     if want.candidate.held is not None:
         return msgspec.structs.replace(want.candidate.held, shares=want.shares)
     return ModelPlan(
@@ -87,7 +89,7 @@ def _grant(want: Demand, level: int) -> ModelPlan:
         facts=want.candidate.facts,
         dtype=want.dtype,
         quantization=want.quantization,
-        budget=want.budget(level),
+        budget=budget,
         kv_tokens=want.kv_tokens(level),
         shares=want.shares,
         notes=_notes(want, level),

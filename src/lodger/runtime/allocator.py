@@ -32,7 +32,7 @@ class Grant(NamedTuple):
     step: int  # peak of one step, beyond what its own requests hold between steps
     unfinished: int = 0  # between steps
     pieces: int = 1  # that these consist of
-    graphs: int = 0  # the same memory for all models
+    graphs: int = 0  # the same memory for all models that are given as much
 
 
 class Allowance:
@@ -93,7 +93,7 @@ class Allowance:
     def most(self) -> int:
         """Bytes."""
         kept = sum(grant.kept for grant in self._grants.values())
-        kept += max((grant.graphs for grant in self._grants.values()), default=0)
+        kept += sum({grant.graphs for grant in self._grants.values()})
         unfinished = sum(grant.unfinished for grant in self._awake())
         return self._before + self._always + kept + self._step() + unfinished + self._loading
 
@@ -156,11 +156,30 @@ class Pool:
 
     def __init__(self, stream: torch.cuda.Stream) -> None:
         self.handle: Any = torch.cuda.graph_pool_handle()
-        self._stays = torch.cuda.CUDAGraph()
-        with torch.cuda.stream(stream):
-            self._stays.capture_begin(pool=self.handle, capture_error_mode="thread_local")
-            torch.zeros(1, device=stream.device)
-            self._stays.capture_end()
+        self._stream, self._size = stream, 1
+        self._stays = self._taking(1)
+
+    def grow(self, size: int) -> None:
+        """Have `size` bytes in one piece, which the tensors of graphs are cut from. Else each large one would get a
+        piece of its own, and leave it to those that are no larger.
+
+        Raises:
+            torch.OutOfMemoryError.
+        """
+        if size > self._size:
+            self._stays, self._size = self._taking(size), size
+
+    def _taking(self, size: int) -> torch.cuda.CUDAGraph:
+        """A graph that is never replayed, for which the pool takes `size` bytes, and has them again."""
+        graph = torch.cuda.CUDAGraph()
+        with capturing(), torch.cuda.stream(self._stream):
+            graph.capture_begin(pool=self.handle, capture_error_mode="thread_local")
+            try:
+                torch.zeros(size, dtype=torch.uint8, device=self._stream.device)
+            finally:
+                with suppress(RuntimeError):  # of a capture that is invalid by now; what made it so is raised
+                    graph.capture_end()
+        return graph
 
 
 @cache
