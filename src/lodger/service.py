@@ -14,7 +14,7 @@ from lodger.catalogue.facts import ModelFacts
 from lodger.errors import ErrorInfo
 from lodger.plan.values import Plan
 from lodger.spec import ModelSpec
-from lodger.tasks import Delta, EmbedResult, EmbedTask, GenerateTask, RerankResult, RerankTask
+from lodger.tasks import Delta, EmbedResult, EmbedTask, GenerateTask, RerankResult, RerankTask, TokensTask
 
 State = Literal["loading", "ready", "asleep", "restarting", "failed", "stopping"]
 
@@ -100,6 +100,10 @@ class Service(Protocol):
     async def embed(self, task: EmbedTask) -> EmbedResult: ...
 
     async def rerank(self, task: RerankTask) -> RerankResult: ...
+
+    async def tokens(self, task: TokensTask) -> tuple[tuple[str, ...], ...]:
+        """Each token as the vocabulary of a model of any kind spells it; empty for an id that it does not have."""
+        ...
 
     async def launch(self, spec: ModelSpec, *, wait: bool = True) -> ModelStatus:
         """Plan and load a model. With `wait`, returns when it is ready; otherwise once it is accepted.

@@ -94,6 +94,13 @@ class RerankTask(msgspec.Struct, frozen=True, kw_only=True, tag="rerank"):
     instruction: str | None = None  # what counts as an answer, for rerankers that are told ("yes-no")
 
 
+class TokensTask(msgspec.Struct, frozen=True, kw_only=True):
+    """Say how tokens are spelt in the model's vocabulary."""
+
+    model: str
+    ids: tuple[tuple[int, ...], ...]
+
+
 class Usage(msgspec.Struct, frozen=True, gc=False):
     """Tokens of one request, counted for that request alone."""
 

@@ -29,7 +29,7 @@ from lodger.errors import (
 from lodger.plan.values import Candidate
 from lodger.spec import ModelSpec
 from lodger.supervisor import local_service
-from lodger.tasks import EmbedTask, RerankTask
+from lodger.tasks import EmbedTask, RerankTask, TokensTask
 from lodger.units import GIB, MIB
 
 
@@ -45,6 +45,8 @@ def test_three_models_answer_from_one_worker(tmp_path: Path) -> None:
             assert (embedded.count, embedded.dimensions, len(embedded.vectors)) == (2, 32, 2 * 32 * 4)
             ranked = await service.rerank(RerankTask(model="rerank", query="a b", documents=("x y", "b a")))
             assert ranked.scores[1] > ranked.scores[0]
+            for kind in kinds:
+                assert await service.tokens(TokensTask(model=kind, ids=((7, 8), (), (9,)))) == (("7", "8"), (), ("9",))
             with pytest.raises(WrongKind):
                 await service.embed(EmbedTask(model="chat", inputs=("one",)))
             status = await service.status()

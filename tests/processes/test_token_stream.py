@@ -17,7 +17,7 @@ from lodger.errors import OutOfMemory
 from lodger.ipc import messages as m
 from lodger.ipc.channel import Channel
 from lodger.supervisor.remote import RemoteWorker
-from lodger.tasks import Delta, GenerateTask, Usage
+from lodger.tasks import Delta, GenerateTask, Likely, TokenLogprobs, ToolCall, Usage
 from lodger.worker.host import Host
 
 END = Usage(3, 4)
@@ -105,6 +105,26 @@ def test_however_a_caller_reads_each_choice_is_whole_and_the_usage_comes_last(
                 assert "".join(delta.text for delta in seen if delta.index == index) == whole
             assert sorted(delta.index for delta in seen if delta.finish_reason) == [0, 1, 2]
             assert [delta.usage for delta in seen].index(END) == len(seen) - 1
+
+    run(main())
+
+
+def test_what_waits_together_keeps_thought_calls_and_log_probabilities() -> None:
+    told = [TokenLogprobs(Likely(n, b"t", -1.0)) for n in range(3)]
+    calls = [ToolCall(f"f{n}", "{}") for n in range(2)]
+
+    async def main() -> None:
+        async with connected() as (remote, worker):
+            deltas, first, id = await begin(remote, worker)
+            parts = (
+                Delta(reasoning="so ", logprobs=(told[0],)),
+                Delta(reasoning="be it"),
+                Delta(text="well", calls=(calls[0],), logprobs=(told[1], told[2])),
+                Delta(calls=(calls[1],), finish_reason="tool_calls", usage=END),
+            )
+            worker.post(m.Tokens(tuple((id, part) for part in parts)))
+            assert await first == Delta(0, "well", "tool_calls", END, "so be it", tuple(calls), tuple(told))
+            assert [delta async for delta in deltas] == []
 
     run(main())
 

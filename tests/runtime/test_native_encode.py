@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from lodger.catalogue.inspect import inspect_folder
 from lodger.errors import EmptyInput, InvalidRequest, WrongKind
-from lodger.tasks import ChatTask, EmbedResult, EmbedTask, RerankTask, Usage
+from lodger.tasks import ChatTask, EmbedResult, EmbedTask, RerankTask, TokensTask, Usage
 
 
 @pytest.fixture(scope="session")
@@ -79,6 +79,15 @@ def test_token_ids_are_embedded_as_they_are(serve: Callable[..., Any]) -> None:
     assert np.array_equal(*vectors(mixed).round(5))
     with pytest.raises(InvalidRequest, match="is not in the vocabulary"):
         run(model.embed(EmbedTask(model="m", inputs=((-1,),))))
+
+
+def test_tokens_are_spelt_as_the_vocabulary_spells_them(serve: Callable[..., Any], tiny: Callable[..., Path]) -> None:
+    from transformers import AutoTokenizer
+
+    theirs = AutoTokenizer.from_pretrained(tiny("minilm"))
+    ids = tuple(theirs("time person year")["input_ids"])
+    found = run(serve("minilm").tokens(TokensTask(model="m", ids=(ids, (99999,)))))
+    assert found == (tuple(theirs.convert_ids_to_tokens(ids)), ("",))
 
 
 @pytest.mark.parametrize("inputs", [(), ((),)])

@@ -188,7 +188,7 @@ def test_tokens_declared_only_in_the_config_are_known(tiny: Callable[..., Path],
     tokenizer = Tokenizer.load(folder)
     assert tokenizer.vocab_size == before + 1
     assert tokenizer.encode("<|new|>", special=False) == [before]
-    assert tokenizer.tokens_of([before, before + 7]) == ["<|new|>", ""]
+    assert tokenizer.tokens_of([before, before + 7, -1, 2**40]) == ["<|new|>", "", "", ""]
     assert tokenizer.decode([before]) == ""
 
 

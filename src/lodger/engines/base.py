@@ -1,7 +1,7 @@
 """The contract of an engine: text in, text out, inside a budget, on one device.
 
 An engine lives in a worker process and holds every model of that process. `load` and `close` block (the worker calls
-them in a thread, `sleep` and `wake` too); the three verbs are coroutines of the worker's event loop.
+them in a thread, `sleep` and `wake` too); the verbs are coroutines of the worker's event loop.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import msgspec
 from lodger.budget import Budget
 from lodger.catalogue.facts import ModelFacts
 from lodger.spec import ModelSpec
-from lodger.tasks import Delta, EmbedResult, EmbedTask, GenerateTask, RerankResult, RerankTask
+from lodger.tasks import Delta, EmbedResult, EmbedTask, GenerateTask, RerankResult, RerankTask, TokensTask
 
 
 class LoadRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,6 +53,10 @@ class Model(Protocol):
     async def embed(self, task: EmbedTask) -> EmbedResult: ...
 
     async def rerank(self, task: RerankTask) -> RerankResult: ...
+
+    async def tokens(self, task: TokensTask) -> tuple[tuple[str, ...], ...]:
+        """See `service.Service`. Every kind of model has this verb."""
+        ...
 
     def running(self) -> int:
         """Requests in work or waiting."""

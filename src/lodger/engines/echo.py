@@ -36,6 +36,7 @@ from lodger.tasks import (
     RerankTask,
     SparseVector,
     StopRules,
+    TokensTask,
     Usage,
 )
 
@@ -130,6 +131,10 @@ class EchoModel:
             usage=Usage(sum(len(query) + min(len(words), self._limit) for words in documents)),
             truncated=sum(len(words) > self._limit for words in documents),
         )
+
+    async def tokens(self, task: TokensTask) -> tuple[tuple[str, ...], ...]:
+        """It has no vocabulary: every token is spelt as its number."""
+        return tuple(tuple(map(str, ids)) for ids in task.ids)
 
     def running(self) -> int:
         return self._running

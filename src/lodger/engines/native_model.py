@@ -19,7 +19,7 @@ from lodger.runtime.allocator import trim
 from lodger.runtime.device_loop import DeviceLoop, ModelLane
 from lodger.runtime.kv import KVCache
 from lodger.runtime.recovery import is_out_of_memory
-from lodger.tasks import Delta, EmbedResult, EmbedTask, GenerateTask, RerankResult, RerankTask
+from lodger.tasks import Delta, EmbedResult, EmbedTask, GenerateTask, RerankResult, RerankTask, TokensTask
 from lodger.text.tokenizer import Tokenizer
 
 Result = TypeVar("Result")
@@ -63,6 +63,10 @@ class ServedModel:
 
     async def rerank(self, task: RerankTask) -> RerankResult:
         raise self._wrong_kind("rerank")
+
+    async def tokens(self, task: TokensTask) -> tuple[tuple[str, ...], ...]:
+        tokenizer = self._serving.tokenizer
+        return await self._in_pool(lambda: tuple(tuple(tokenizer.tokens_of(ids)) for ids in task.ids))
 
     def running(self) -> int:
         """Requests in work or waiting."""

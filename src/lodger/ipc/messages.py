@@ -1,11 +1,11 @@
 """Every message between the gateway and a worker, in one file.
 
 A frame is a 4-byte big-endian length and one msgpack map tagged by `type`. `id` ties answers to their request; a worker
-answers each `Load`, `Unload`, `Sleep`, `Wake`, `Embed`, `Rerank` with exactly one `Loaded`, `Done`, `Held`, `Vectors`,
-`Scores` or `Failed`, and each `Generate` with any number of deltas, of which the last of each choice carries a finish
-reason and the last of all the usage, or with one `Failed`. Deltas of all requests that came together are one `Tokens`:
-a message for each would cost both processes more than the tokens. A `Cancel` is answered by nothing: the request just
-ends.
+answers each `Load`, `Unload`, `Sleep`, `Wake`, `Embed`, `Rerank`, `Spell` with exactly one `Loaded`, `Done`, `Held`,
+`Vectors`, `Scores`, `Spelt` or `Failed`, and each `Generate` with any number of deltas, of which the last of each
+choice carries a finish reason and the last of all the usage, or with one `Failed`. Deltas of all requests that came
+together are one `Tokens`: a message for each would cost both processes more than the tokens. A `Cancel` is answered by
+nothing: the request just ends.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import msgspec
 
 from lodger.engines.base import LoadedInfo, LoadRequest
 from lodger.errors import ErrorInfo
-from lodger.tasks import Delta, EmbedResult, EmbedTask, GenerateTask, RerankResult, RerankTask
+from lodger.tasks import Delta, EmbedResult, EmbedTask, GenerateTask, RerankResult, RerankTask, TokensTask
 
-VERSION = 2  # gateway and worker of one Lodger only ever meet their own version; a difference is refused at Hello
+VERSION = 3  # gateway and worker of one Lodger only ever meet their own version; a difference is refused at Hello
 
 
 # gateway -> worker
@@ -54,6 +54,11 @@ class Embed(msgspec.Struct, frozen=True, tag="embed"):
 class Rerank(msgspec.Struct, frozen=True, tag="rerank"):
     id: int
     task: RerankTask
+
+
+class Spell(msgspec.Struct, frozen=True, tag="spell"):
+    id: int
+    task: TokensTask
 
 
 class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
@@ -98,6 +103,11 @@ class Scores(msgspec.Struct, frozen=True, tag="scores"):
     result: RerankResult
 
 
+class Spelt(msgspec.Struct, frozen=True, tag="spelt"):
+    id: int
+    tokens: tuple[tuple[str, ...], ...]
+
+
 class Done(msgspec.Struct, frozen=True, tag="done"):
     """An Unload is finished; its bytes are back."""
 
@@ -123,5 +133,5 @@ class Heartbeat(msgspec.Struct, frozen=True, tag="heartbeat"):
     running: dict[str, int]
 
 
-ToWorker = Load | Unload | Sleep | Wake | Generate | Embed | Rerank | Cancel | Shutdown
-ToGateway = Hello | Progress | Loaded | Tokens | Vectors | Scores | Done | Held | Failed | Heartbeat
+ToWorker = Load | Unload | Sleep | Wake | Generate | Embed | Rerank | Spell | Cancel | Shutdown
+ToGateway = Hello | Progress | Loaded | Tokens | Vectors | Scores | Spelt | Done | Held | Failed | Heartbeat

@@ -36,7 +36,7 @@ from lodger.supervisor.remote import RemoteWorker
 from lodger.supervisor.replica import Replica
 from lodger.supervisor.sleeper import Sleeper
 from lodger.supervisor.supervisor import Supervisor
-from lodger.tasks import Delta, EmbedResult, EmbedTask, GenerateTask, RerankResult, RerankTask
+from lodger.tasks import Delta, EmbedResult, EmbedTask, GenerateTask, RerankResult, RerankTask, TokensTask
 
 MAX_REQUESTS = 512  # of one replica of a model, in work or waiting
 HANG_SECONDS = 20.0
@@ -95,6 +95,10 @@ class LocalService:
     async def rerank(self, task: RerankTask) -> RerankResult:
         async with self._request(task.model) as remote:
             return await remote.rerank(task)
+
+    async def tokens(self, task: TokensTask) -> tuple[tuple[str, ...], ...]:
+        async with self._request(task.model) as remote:
+            return await remote.tokens(task)
 
     async def launch(self, spec: ModelSpec, *, wait: bool = True) -> ModelStatus:
         """Plan and load a model. The uid of a failed model may be used again.

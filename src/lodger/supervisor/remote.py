@@ -15,10 +15,10 @@ from lodger.engines.base import LoadedInfo, LoadRequest
 from lodger.errors import ErrorInfo, InternalError, LodgerError, from_info
 from lodger.ipc import messages as m
 from lodger.ipc.channel import Channel
-from lodger.tasks import Delta, EmbedResult, EmbedTask, GenerateTask, RerankResult, RerankTask
+from lodger.tasks import Delta, EmbedResult, EmbedTask, GenerateTask, RerankResult, RerankTask, TokensTask
 
 _log = logging.getLogger("lodger.supervisor")
-Answer = m.Progress | m.Loaded | m.Vectors | m.Scores | m.Done | m.Held | m.Failed
+Answer = m.Progress | m.Loaded | m.Vectors | m.Scores | m.Spelt | m.Done | m.Held | m.Failed
 _Answers = asyncio.Queue["Answer"]
 
 
@@ -33,7 +33,7 @@ class _Deltas:
 
     def put(self, delta: Delta) -> None:
         if (before := self._waiting.pop(delta.index, None)) is not None:
-            delta = Delta(delta.index, before.text + delta.text, delta.finish_reason, delta.usage)
+            delta = _joined(before, delta)
         self._waiting[delta.index] = delta
         self._wake()
 
@@ -208,6 +208,13 @@ class RemoteWorker:
             answer = await answers.get()
             return answer.result if isinstance(answer, m.Scores) else _refuse(answer)
 
+    async def tokens(self, task: TokensTask) -> tuple[tuple[str, ...], ...]:
+        answers = _Answers()
+        with self._call(answers, cancel=True) as id:
+            await self._send(m.Spell(id, task))
+            answer = await answers.get()
+            return answer.tokens if isinstance(answer, m.Spelt) else _refuse(answer)
+
     @contextmanager
     def _call(self, answers: _Answers | _Deltas, *, cancel: bool = False) -> Iterator[int]:
         """The id of a request whose answers go there. With `cancel`, leaving it unanswered cancels it."""
@@ -224,6 +231,18 @@ class RemoteWorker:
     async def _send(self, message: msgspec.Struct) -> None:
         with suppress(ConnectionResetError):  # `fail` follows, and says why, to whoever waits for the answer
             await self._channel.send(message)
+
+
+def _joined(first: Delta, second: Delta) -> Delta:
+    return Delta(
+        second.index,
+        first.text + second.text,
+        second.finish_reason,
+        second.usage,
+        first.reasoning + second.reasoning,
+        first.calls + second.calls,
+        first.logprobs + second.logprobs,
+    )
 
 
 def _refuse(answer: Answer) -> NoReturn:

@@ -119,7 +119,7 @@ class Tokenizer:
 
     def tokens_of(self, ids: Sequence[int]) -> list[str]:
         """The tokens' own spelling in the vocabulary; empty for an id that there is not."""
-        return [self._backend.id_to_token(id) or "" for id in ids]
+        return [(self._backend.id_to_token(id) if 0 <= id < 2**32 else None) or "" for id in ids]
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         text: str = self._backend.decode(ids, skip_special_tokens=skip_special)

@@ -22,7 +22,7 @@ from lodger.units import gib
 _HEARTBEAT_SECONDS = 1.0
 _log = logging.getLogger("lodger.worker")
 Result = TypeVar("Result")
-Request = m.Load | m.Unload | m.Sleep | m.Wake | m.Generate | m.Embed | m.Rerank
+Request = m.Load | m.Unload | m.Sleep | m.Wake | m.Generate | m.Embed | m.Rerank | m.Spell
 
 
 class Host:
@@ -110,6 +110,9 @@ class Host:
                 await self._channel.send(
                     m.Scores(message.id, await self._model(message.task.model).rerank(message.task))
                 )
+            case m.Spell():
+                tokens = await self._model(message.task.model).tokens(message.task)
+                await self._channel.send(m.Spelt(message.id, tokens))
 
     async def _load(self, message: m.Load) -> None:
         uid = message.request.spec.uid
