@@ -30,6 +30,11 @@ class Home:
         return self.root / "cache"
 
     @property
+    def registrations(self) -> Path:
+        """Names that users registered for models of their own."""
+        return self.root / "registrations"
+
+    @property
     def server_record(self) -> Path:
         return self.run / "server.json"
 

@@ -13,8 +13,8 @@ import msgspec
 from lodger.catalogue.facts import ModelFacts
 from lodger.errors import ErrorInfo
 from lodger.plan.values import Plan
-from lodger.spec import ModelSpec
-from lodger.tasks import Delta, EmbedResult, EmbedTask, GenerateTask, RerankResult, RerankTask, TokensTask
+from lodger.spec import ModelSpec, Registration
+from lodger.tasks import Delta, EmbedResult, EmbedTask, GenerateTask, Kind, RerankResult, RerankTask, TokensTask
 
 State = Literal["loading", "ready", "asleep", "restarting", "failed", "stopping"]
 
@@ -156,6 +156,28 @@ class Service(Protocol):
 
         Raises:
             ModelProblem, DoesNotFit.
+        """
+        ...
+
+    async def registrations(self, kind: Kind) -> list[Registration]:
+        """Names that a model of this kind can be launched by: the catalogue's first, then those of users."""
+        ...
+
+    async def register(self, kind: Kind, model: str, *, persist: bool) -> None:
+        """Give a folder a name that it can be launched by. With `persist` a restart keeps it.
+
+        Args:
+            model: Xinference's JSON of a custom model.
+
+        Raises:
+            InvalidRequest, FolderMissing.
+        """
+        ...
+
+    async def unregister(self, kind: Kind, name: str) -> None:
+        """
+        Raises:
+            InvalidRequest: nobody registered that name.
         """
         ...
 

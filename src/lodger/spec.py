@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -47,3 +47,15 @@ def check_uid(uid: str) -> str:
             param="model_uid",
         )
     return uid
+
+
+class Registration(msgspec.Struct, frozen=True, kw_only=True):
+    """A name that a model can be launched by: one of the catalogue's, or one that a user has registered."""
+
+    kind: Kind
+    family: dict[str, Any]  # Xinference's description of it: `model_name`, `model_specs` and more
+    builtin: bool = False
+
+    @property
+    def name(self) -> str:
+        return str(self.family["model_name"])

@@ -13,14 +13,58 @@ from lodger.catalogue.facts import ModelFacts
 from lodger.device.view import DeviceView
 from lodger.engines.base import LoadRequest
 from lodger.engines.echo import EchoEngine, EchoModel
-from lodger.errors import DoesNotFit, ErrorInfo, FolderMissing, ModelFailed, ModelLoading, UidTaken, UnknownModel
+from lodger.errors import (
+    DoesNotFit,
+    ErrorInfo,
+    FolderMissing,
+    InvalidRequest,
+    ModelFailed,
+    ModelLoading,
+    UidTaken,
+    UnknownModel,
+)
 from lodger.plan.values import ModelPlan, Plan
 from lodger.service import ModelStatus, ServerStatus, State, WorkerStatus
-from lodger.spec import ModelSpec
-from lodger.tasks import Delta, EmbedResult, EmbedTask, GenerateTask, Kind, RerankResult, RerankTask
+from lodger.spec import ModelSpec, Registration
+from lodger.tasks import Delta, EmbedResult, EmbedTask, GenerateTask, Kind, RerankResult, RerankTask, TokensTask
 
 GUIDE = {"qwen3-4b-chat-local": "chat", "bge-m3-local": "embedding", "bge-reranker-v2-m3-local": "rerank"}
 DEVICE = DeviceView(id="cuda:0", kind="cuda", name="NVIDIA A100", total=80 * 2**30, free=14 * 2**30)
+CATALOGUE = [
+    Registration(
+        kind="chat",
+        family={
+            "model_name": "Qwen3-Instruct",
+            "model_lang": [],
+            "model_ability": ["chat", "tools"],
+            "architectures": ["Qwen3ForCausalLM"],
+            "model_specs": [
+                {"model_format": "pytorch", "quantization": "none", "model_size_in_billions": 4, "cache_status": True},
+                {"model_format": "awq", "quantization": "Int4", "model_size_in_billions": 8, "cache_status": False},
+            ],
+        },
+        builtin=True,
+    ),
+    Registration(
+        kind="embedding",
+        family={
+            "model_name": "bge-m3",
+            "language": [],
+            "dimensions": 1024,
+            "model_specs": [{"model_format": "pytorch", "quantization": "none", "cache_status": True}],
+        },
+        builtin=True,
+    ),
+    Registration(
+        kind="rerank",
+        family={
+            "model_name": "bge-reranker-v2-m3",
+            "language": [],
+            "model_specs": [{"model_format": "pytorch", "quantization": "none", "cache_status": False}],
+        },
+        builtin=True,
+    ),
+]
 Script = Callable[[GenerateTask], AsyncGenerator[Delta, None]]
 
 
@@ -67,6 +111,8 @@ class FakeService:
         self.tasks: list[object] = []
         self.open = 0
         self.full: set[str] = set()
+        self.registered: list[Registration] = []
+        self.persisted: set[str] = set()
         for uid, kind in (models if models is not None else GUIDE).items():
             self.add(ModelSpec(uid=uid, name=uid.removesuffix("-local"), kind=kind))  # type: ignore[arg-type]
 
@@ -120,6 +166,10 @@ class FakeService:
     async def rerank(self, task: RerankTask) -> RerankResult:
         self.tasks.append(task)
         return await self._ready(task.model).rerank(task)
+
+    async def tokens(self, task: TokensTask) -> tuple[tuple[str, ...], ...]:
+        self.tasks.append(task)
+        return await self._ready(task.model).tokens(task)
 
     async def launch(self, spec: ModelSpec, *, wait: bool = True) -> ModelStatus:
         if spec.uid in self._status:
@@ -175,6 +225,19 @@ class FakeService:
             for spec in specs
         )
         return (Plan(device=DEVICE, reserve=2**30, process=2**29, models=tuple(planned)),)
+
+    async def registrations(self, kind: Kind) -> list[Registration]:
+        return [known for known in [*CATALOGUE, *self.registered] if known.kind == kind]
+
+    async def register(self, kind: Kind, model: str, *, persist: bool) -> None:
+        self.registered.append(Registration(kind=kind, family=msgspec.json.decode(model)))
+        self.persisted |= {self.registered[-1].name} if persist else set()
+
+    async def unregister(self, kind: Kind, name: str) -> None:
+        left = [known for known in self.registered if (known.kind, known.name) != (kind, name)]
+        if left == self.registered:
+            raise InvalidRequest(f"Model {name} not found.")
+        self.registered = left
 
     def logs(self, uid: str | None, lines: int) -> list[str]:
         return [f"line of {uid or 'the server'}"] * min(lines, 3)

@@ -250,15 +250,6 @@ def test_what_the_cluster_says_of_itself(served: Served) -> None:
     assert worker["status"]["gpu-0"]["memory_available"] == 14 * 2**30
 
 
-def test_registrations_are_what_was_launched(client: RESTfulClient) -> None:
-    assert client.list_model_registrations("embedding") == [{"model_name": "bge-m3", "is_builtin": False}]
-    assert client.get_model_registration("embedding", "bge-m3")["dimensions"] == 1024
-    with pytest.raises(RuntimeError, match="Unsupported model type: nosuch"):
-        client.list_model_registrations("nosuch")
-    with pytest.raises(RuntimeError, match="Model x not found"):
-        client.get_model_registration("LLM", "x")
-
-
 @pytest.mark.parametrize(
     ("parameters", "size"),
     [(4_022_468_096, 4), (596_049_920, "0_6"), (134_515_008, "0_135"), (1_720_574_976, "1_7"), (7_615_616_512, "7_6")],

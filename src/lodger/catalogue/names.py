@@ -56,7 +56,7 @@ def find(name: str, size: str | None = None) -> Entry | None:
     if own is not None:
         return own
     family = [entry for entry in builtin().models if entry.xinference and key(entry.xinference) == key(name)]
-    chosen = [entry for entry in family if size is None or entry.size == _billions(size)]
+    chosen = [entry for entry in family if size is None or entry.size == billions(size)]
     if family and len(chosen) != 1:
         raise _which_size(name, size, family)
     return chosen[0] if chosen else None
@@ -119,7 +119,7 @@ def _index() -> dict[str, Entry]:
     return {key(name): entry for entry in builtin().models for name in entry.names}
 
 
-def _billions(size: str) -> float | None:
+def billions(size: str) -> float | None:
     """``'4'``, ``'1_7'``, ``'0.6'``, ``'8B'`` -> billions; None for anything else."""
     try:
         return float(size.strip().lower().removesuffix("b").replace("_", "."))

@@ -13,6 +13,8 @@ import msgspec
 
 import lodger
 from lodger import log
+from lodger.catalogue.registered import Registered, parse
+from lodger.catalogue.registrable import catalogue_registrations
 from lodger.engines import engine_name
 from lodger.errors import (
     Cancelled,
@@ -28,7 +30,7 @@ from lodger.errors import (
 from lodger.paths import Home
 from lodger.plan.values import Plan
 from lodger.service import ModelStatus, ServerStatus
-from lodger.spec import ModelSpec, check_uid
+from lodger.spec import ModelSpec, Registration, check_uid
 from lodger.supervisor.launcher import Launcher
 from lodger.supervisor.placement import Placement
 from lodger.supervisor.record import Record
@@ -36,7 +38,7 @@ from lodger.supervisor.remote import RemoteWorker
 from lodger.supervisor.replica import Replica
 from lodger.supervisor.sleeper import Sleeper
 from lodger.supervisor.supervisor import Supervisor
-from lodger.tasks import Delta, EmbedResult, EmbedTask, GenerateTask, RerankResult, RerankTask, TokensTask
+from lodger.tasks import Delta, EmbedResult, EmbedTask, GenerateTask, Kind, RerankResult, RerankTask, TokensTask
 
 MAX_REQUESTS = 512  # of one replica of a model, in work or waiting
 HANG_SECONDS = 20.0
@@ -72,6 +74,7 @@ class LocalService:
         self._engine = engine
         self._started = time.time()
         self._records: dict[str, Record] = {}
+        self._registered = Registered(home.registrations)
         self._supervisor = Supervisor(home, self._records, silence=silence)
         placement = placement or Placement(home, device=device, reserve=reserve)
         self._launcher = Launcher(self._records, placement, self._supervisor)
@@ -108,6 +111,7 @@ class LocalService:
         """
         self._refuse_when_draining()
         check_uid(spec.uid)
+        spec = self._registered.launched(spec)
         former = self._records.get(spec.uid)
         if former is not None and former.life.state != "failed":
             raise UidTaken(
@@ -178,6 +182,16 @@ class LocalService:
 
     async def plan(self, specs: tuple[ModelSpec, ...]) -> tuple[Plan, ...]:
         return await self._launcher.plan(specs)
+
+    async def registrations(self, kind: Kind) -> list[Registration]:
+        known = await asyncio.to_thread(catalogue_registrations, kind, self._home.models)
+        return known + self._registered.of(kind)
+
+    async def register(self, kind: Kind, model: str, *, persist: bool) -> None:
+        self._registered.add(await asyncio.to_thread(parse, kind, model), persist=persist)
+
+    async def unregister(self, kind: Kind, name: str) -> None:
+        self._registered.remove(kind, name)
 
     def logs(self, uid: str | None, lines: int) -> list[str]:
         """Last log lines of one model, from its worker's log, or of the server."""

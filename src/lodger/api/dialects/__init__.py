@@ -1,6 +1,7 @@
 """The dialects that Lodger speaks. One file each, with a `router`, and one row here.
 
-Routes are tried in this order: Xinference's ``/v1/models/instances`` must come before ``/v1/models/{uid}``.
+Routes are tried in this order: ``/v1/models/families`` and ``/v1/models/instances`` must come before
+``/v1/models/{uid}``.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ TABLE: dict[str, str] = {
     "embeddings": "lodger.api.dialects.embeddings",
     "rerank": "lodger.api.dialects.rerank",
     "tei": "lodger.api.dialects.tei",
+    "registry": "lodger.api.dialects.registry",
     "xinference": "lodger.api.dialects.xinference",
     "admin": "lodger.api.dialects.admin",
 }

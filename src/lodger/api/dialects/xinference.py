@@ -17,7 +17,7 @@ from lodger.api.bodies import json_response
 from lodger.api.context import OptionsDep, ServiceDep
 from lodger.api.describe import abilities, accelerators, description, listing, model_name
 from lodger.api.errors import error_response
-from lodger.api.launching import KINDS, LaunchRequest
+from lodger.api.launching import LaunchRequest
 from lodger.api.security import AdminOnly
 from lodger.errors import InvalidRequest, ModelFailed, ModelLoading, UnknownModel
 from lodger.service import ModelStatus, ReplicaStatus, Service
@@ -110,20 +110,6 @@ async def events(uid: str, service: ServiceDep) -> Response:
     return json_response([event for model in service.models() if model.uid == uid for event in _events(model)])
 
 
-@router.get("/v1/model_registrations/{model_type}", summary="Names of the models that were launched")
-async def registrations(model_type: str, service: ServiceDep) -> Response:
-    names = {model_name(model) for model in _of_type(service, model_type)}
-    return json_response([{"model_name": name, "is_builtin": False} for name in sorted(names)])
-
-
-@router.get("/v1/model_registrations/{model_type}/{name}", summary="A model that was launched, by its name")
-async def registration(model_type: str, name: str, service: ServiceDep, options: OptionsDep) -> Response:
-    for model in _of_type(service, model_type):
-        if model_name(model) == name:
-            return json_response({"version": 2} | description(model, options.address))
-    raise InvalidRequest(f"Model {name} not found", param="model_name")
-
-
 @router.get("/v1/address", summary="Where this is")
 async def address(options: OptionsDep) -> Response:
     return json_response(options.address)
@@ -182,12 +168,6 @@ async def status(service: ServiceDep, options: OptionsDep) -> Response:
     }
     uptime = int(time.time() - now.started)
     return json_response({"uptime": uptime, "workers": {options.address: {"status": memory}}})
-
-
-def _of_type(service: Service, model_type: str) -> list[ModelStatus]:
-    if model_type not in KINDS:
-        raise InvalidRequest(f"Unsupported model type: {model_type}", param="model_type")
-    return [model for model in service.models() if model.facts and model.facts.kind == KINDS[model_type]]
 
 
 def _matches(model: ModelStatus, name: str, uid: str) -> bool:
