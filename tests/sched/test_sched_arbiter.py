@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lodger.sched.arbiter import DECODING_SHARE, PATIENCE, Arbiter, Claim, micro_step_tokens, prefill_tokens
+from lodger.sched.arbiter import PATIENCE, PAUSE, SHARE, Arbiter, Claim, micro_step_tokens, prefill_tokens
 from lodger.sched.blocks import BlockPool
 from lodger.sched.generate import GenerateScheduler
 from lodger.sched.sequence import Sequence
@@ -91,18 +91,24 @@ def test_beside_decoding_chats_a_micro_step_is_small_and_never_over_the_step() -
 
 
 def test_each_chat_that_waits_for_its_first_token_buys_one_share() -> None:
-    assert prefill_tokens(256, 2048, waiting=1) == 256, "a long prompt beside chats goes in small chunks"
-    assert prefill_tokens(256, 2048, waiting=3) == 768
-    assert prefill_tokens(256, 2048, waiting=DECODING_SHARE) == 2048
-    assert prefill_tokens(256, 2048, waiting=500) == 2048
-    assert prefill_tokens(2048, 2048, waiting=1) == 2048, "nobody decodes"
+    assert prefill_tokens(1024, 8192, waiting=1, decoding=9) == SHARE, "a long prompt beside chats goes in small chunks"
+    assert prefill_tokens(1024, 8192, waiting=3, decoding=9) == 3 * SHARE
+    assert prefill_tokens(64, 512, waiting=3, decoding=9) == 192, "steps are smaller where memory is short"
+    assert prefill_tokens(8192, 8192, waiting=1, decoding=0) == 8192, "nobody decodes"
+
+
+def test_chunks_are_full_while_more_chats_wait_for_a_first_token_than_for_a_next_one() -> None:
+    assert prefill_tokens(1024, 8192, waiting=96, decoding=32) == 8192
+    assert prefill_tokens(1024, 8192, waiting=64, decoding=64) == 8192
+    assert prefill_tokens(1024, 8192, waiting=63, decoding=64) == PAUSE
+    assert prefill_tokens(64, 512, waiting=63, decoding=64) == 512
 
 
 @settings(max_examples=60, deadline=None)
 @given(
     prompts=st.lists(st.integers(1, 700), min_size=1, max_size=40),
     begun=st.integers(1, 5),
-    step_tokens=st.sampled_from([256, 512, 2048]),
+    step_tokens=st.sampled_from([256, 512, 2048, 8192]),
 )
 def test_many_prompts_at_once_are_let_in_by_full_steps_and_no_token_waits_longer_than_one(
     prompts: list[int], begun: int, step_tokens: int
@@ -120,12 +126,13 @@ def test_many_prompts_at_once_are_let_in_by_full_steps_and_no_token_waits_longer
         turns += 1
         run(scheduler, scheduler.next_decode(64))
         waiting = scheduler.waiting + scheduler.running - scheduler.decoding
-        step = scheduler.next_prefill(prefill_tokens(share, step_tokens, waiting))
+        step = scheduler.next_prefill(prefill_tokens(share, step_tokens, waiting, scheduler.decoding))
         assert step is not None
         assert step.tokens <= min(step_tokens, share * waiting)
         run(scheduler, step)
-    last = sum(-(-length // share) for length in sorted(prompts)[-DECODING_SHARE:])  # when few wait, one by one
-    assert turns <= -(-sum(prompts) // step_tokens) + last
+    most, share = min(step_tokens, PAUSE), min(share, SHARE)
+    last = sum(-(-length // share) for length in sorted(prompts)[-(most // share) :])  # when few wait, one by one
+    assert turns <= -(-sum(prompts) // most) + last
 
 
 def run(scheduler: GenerateScheduler, step: GenerateStep | None) -> None:

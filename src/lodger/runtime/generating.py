@@ -140,7 +140,7 @@ class GenerateLane:
     def _chunk(self, budget: int) -> int:
         """Most tokens of the next prefill step."""
         waiting = self._scheduler.waiting + self._scheduler.running - self._scheduler.decoding
-        return prefill_tokens(budget, self.step_tokens, waiting)
+        return prefill_tokens(budget, self.step_tokens, waiting, self._scheduler.decoding)
 
     def _run(self, step: GenerateStep | None) -> None:
         if step is not None:

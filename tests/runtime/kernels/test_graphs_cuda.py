@@ -79,19 +79,22 @@ def test_a_captured_chunk_computes_what_single_launches_do(runner: Runner) -> No
     graphs = ChunkGraphs(runner, caches[0], decode)
     tokens = [torch.randint(3, runner.facts.vocab_size, (600,)).tolist() for _ in range(SEQUENCES)]
     at = [0] * SEQUENCES
-    for step in ([64], [3, 50], [1] * SEQUENCES, [SIZES[-1]], [17, 0, 9, 30], [32] * SEQUENCES, [0, 0, 200, 1]):
+    largest, each = SIZES[-1], range(SEQUENCES)
+    some = {0: 64}, {0: 3, 1: 50}, dict.fromkeys(each, 1), {2: largest - 200, 3: 200}
+    more = {0: 17, 2: 9, 3: 30}, dict.fromkeys(each, 32), {1: 200, 3: 1}
+    for step in (*some, *more):
         rows = []
-        for n, count in enumerate(step):
-            if count:
-                blocks = tuple(range(40 * n, 40 * n + (at[n] + count + 15) // 16))
-                rows.append(Row(n, tuple(tokens[n][at[n] : at[n] + count]), at[n], blocks, True))
-                at[n] += count
+        for n, count in step.items():
+            blocks = tuple(range(40 * n, 40 * n + (at[n] + count + 15) // 16))
+            rows.append(Row(n, tuple(tokens[n][at[n] : at[n] + count]), at[n], blocks, True))
+            at[n] += count
         batch = pack_rows(rows, 16, CUDA)
         assert graphs.serves(batch)
         found = graphs.run(batch).clone()
         assert far(found, runner.hidden(batch, caches[1])) < runner.precision.tolerance
     assert far(caches[0].tensor, caches[1].tensor) < runner.precision.tolerance
-    long = Row(0, tuple(tokens[0][: SIZES[-1] + 1]), 0, tuple(range(20)), True)
+    assert max(at) <= runner.facts.context_length, "graphs have no room for blocks beyond it"
+    long = Row(0, tuple(tokens[0][: largest + 1]), 0, tuple(range(-(-(largest + 1) // 16))), True)
     assert not graphs.serves(pack_rows([long], 16, CUDA))
 
 
