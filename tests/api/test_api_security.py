@@ -24,6 +24,7 @@ FOR_EVERYONE = {
     ("POST", "/v1/embeddings"),
     ("POST", "/v1/rerank"),
     ("POST", "/embed"),
+    ("POST", "/v1/models/x/requests/x/abort"),
 }
 EVIL = {"host": "evil.example:9997"}
 

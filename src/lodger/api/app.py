@@ -9,6 +9,7 @@ from starlette.middleware import Middleware
 from starlette.routing import Route
 
 from lodger import __version__
+from lodger.api.aborts import Abortable, Running
 from lodger.api.border import Border
 from lodger.api.context import ApiOptions
 from lodger.api.dialects import routers
@@ -25,6 +26,7 @@ def build_app(service: Service, options: ApiOptions) -> FastAPI:
     """The ASGI application. It holds no state of its own; ``/openapi.json`` describes it."""
     dialects = routers()
     heads = known_heads(route.path for router in dialects for route in router.routes if isinstance(route, Route))
+    running = Running()
     app = FastAPI(
         title="Lodger",
         version=__version__,
@@ -36,10 +38,11 @@ def build_app(service: Service, options: ApiOptions) -> FastAPI:
             Middleware(TolerantPaths, heads=heads),
             Middleware(Gate, options=options),
             Middleware(BodyLimit),
+            Middleware(Abortable, running=running),
         ],
         exception_handlers={HTTPException: on_http_exception, RequestValidationError: on_invalid_body},
     )
-    app.state.service, app.state.options = service, options
+    app.state.service, app.state.options, app.state.running = service, options, running
     for router in dialects:
         app.include_router(router)
     return app

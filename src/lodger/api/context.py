@@ -7,6 +7,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from lodger.api.aborts import Running
 from lodger.service import Service
 
 
@@ -36,5 +37,11 @@ async def _options(request: Request) -> ApiOptions:
     return options
 
 
+async def _running(request: Request) -> Running:
+    running: Running = request.app.state.running
+    return running
+
+
 ServiceDep = Annotated[Service, Depends(_service)]
 OptionsDep = Annotated[ApiOptions, Depends(_options)]
+RunningDep = Annotated[Running, Depends(_running)]

@@ -9,6 +9,7 @@ import msgspec
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from lodger.api.aborts import NAME, name_in
 from lodger.errors import BodyTooLarge, Cancelled, MalformedBody
 from lodger.units import MIB, gib
 
@@ -42,9 +43,8 @@ class BodyLimit:
             await self._app(scope, receive, send)
             return
         body = await _read(scope, receive)
-        if body:
-            parse_json(body)
-        scope = {**scope, "headers": list(scope["headers"])}
+        name = name_in(parse_json(body)) if body else None
+        scope = {**scope, "headers": list(scope["headers"]), NAME: name}
         MutableHeaders(scope=scope)["content-type"] = "application/json"
         replayed = False
 

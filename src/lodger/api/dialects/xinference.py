@@ -10,11 +10,13 @@ import time
 from typing import Any
 
 from fastapi import APIRouter
+from pydantic import Field
 from starlette.responses import Response
 
 from lodger import __version__
-from lodger.api.bodies import json_response
-from lodger.api.context import OptionsDep, ServiceDep
+from lodger.api.aborts import Name
+from lodger.api.bodies import Body, json_response
+from lodger.api.context import OptionsDep, RunningDep, ServiceDep
 from lodger.api.describe import abilities, accelerators, description, listing, model_name
 from lodger.api.errors import error_response
 from lodger.api.launching import LaunchRequest
@@ -23,6 +25,15 @@ from lodger.errors import InvalidRequest, ModelFailed, ModelLoading, UnknownMode
 from lodger.service import ModelStatus, ReplicaStatus, Service
 
 router = APIRouter(tags=["xinference"])
+
+
+class AbortRequest(Body):
+    """POST /v1/models/{uid}/requests/{request_id}/abort."""
+
+    block_duration: float | None = Field(
+        None, ge=0, le=3600, description="Seconds for which such a request is aborted as soon as it comes"
+    )
+
 
 _STATUSES = {
     "loading": "CREATING",
@@ -88,6 +99,16 @@ async def cancel(uid: str, service: ServiceDep) -> Response:
         raise InvalidRequest(f"Model {uid} is not being launched.")
     await service.terminate(uid)
     return json_response(None)
+
+
+@router.post("/v1/models/{uid}/requests/{request_id}/abort", summary="Abort a request that carries a request_id")
+async def abort(uid: str, request_id: str, service: ServiceDep, running: RunningDep, body: AbortRequest) -> Response:
+    try:
+        service.model(uid)
+    except UnknownModel as error:
+        return error_response(_unknown(uid, error), status=400)
+    found = running.abort(Name(uid, request_id), body.block_duration or 0.0)
+    return json_response({"msg": "DONE" if found else "NOT_FOUND"})
 
 
 @router.get("/v1/models/{uid}/progress", summary="How far a launch is")
