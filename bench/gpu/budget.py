@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 
+from bench.gpu.card import used
 from bench.gpu.folders import write_folders
 from bench.gpu.memory import DEVICE, KINDS, chat, load, planned
 from bench.gpu.part import options, write
-from bench.gpu.sleep import used
 from lodger.engines.native import NativeEngine
 from lodger.units import GIB
 

@@ -1,9 +1,13 @@
-"""Folders of random weights in the shapes of published models, written as fast as RAM takes them."""
+"""Folders of random weights in the shapes of published models, written as fast as RAM takes them.
+
+python -m bench.gpu.folders PLACE
+"""
 
 from __future__ import annotations
 
 import itertools
 import os
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -68,3 +72,7 @@ def _pieces(tensor: StoredTensor, block: torch.Tensor, number: int) -> Iterator[
         piece = block[start : start + left]
         yield piece
         left, start = left - len(piece), 0
+
+
+if __name__ == "__main__":
+    write_folders(Path(sys.argv[1]))

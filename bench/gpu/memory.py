@@ -20,9 +20,9 @@ from typing import Any, Literal
 import msgspec
 import torch
 
+from bench.gpu.card import this_card, used
 from bench.gpu.folders import write_folders
 from bench.gpu.part import options, write
-from bench.gpu.sleep import this_card, used
 from lodger.budget import workspaces
 from lodger.catalogue.inspect import inspect_folder
 from lodger.engines.base import LoadRequest

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -21,11 +20,10 @@ import tiny
 import torch
 
 from bench.gpu import part
+from bench.gpu.card import used
 from bench.gpu.folders import SHARDS, write_weights
 from lodger.budget import Budget
 from lodger.catalogue.inspect import inspect_folder
-from lodger.device.nvml import probe_gpus
-from lodger.device.view import DeviceView
 from lodger.engines.base import LoadRequest
 from lodger.engines.native import NativeEngine
 from lodger.runtime.arena import for_cache
@@ -38,17 +36,6 @@ ROUNDS = 3
 ARENA = 8 * GIB
 KV_TOKENS = 16_384
 PROMPT = tuple(range(5, 261))
-
-
-def this_card() -> DeviceView:
-    """The GPU that this process sees first."""
-    return probe_gpus(visible=os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(","))[0]
-
-
-def used() -> int:
-    """Bytes of the card that anybody has, by NVML."""
-    card = this_card()
-    return card.total - card.free
 
 
 def timed(function: Callable[[], Any]) -> float:

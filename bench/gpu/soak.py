@@ -21,10 +21,10 @@ from pathlib import Path
 import psutil
 import torch
 
+from bench.gpu.card import used
 from bench.gpu.folders import write_folders
 from bench.gpu.memory import CONTEXT, DEVICE, KINDS, Models, everything, load, planned
 from bench.gpu.part import options, write
-from bench.gpu.sleep import used
 from lodger.engines.native import NativeEngine
 from lodger.tasks import CompletionTask, EmbedTask, RerankTask, StopRules
 from lodger.units import MIB

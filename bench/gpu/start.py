@@ -3,9 +3,10 @@
     python -m bench.gpu.start [--out FILE] [--budget GIB] [--quantization int8]
 
 The three models of `bench.gpu.memory`, their files in RAM, named by a lodger.yaml as a user writes it, with a reserve
-that leaves the budget. Both starts find the kernels compiled that this machine has compiled before, in Triton's own
-folder; the second one finds Python's files in the page cache too. Then long and many requests come over HTTP, and NVML
-says what the whole card holds, beside what `lodger plan` had said.
+that leaves the budget. Twice: the first time with kernels compiled before and Python's files let go of by the page
+cache, where the system does that; then again, by `lodger serve`, which asks nothing itself. There each model's first
+requests are timed one after the other; then long and many ones come over HTTP, and NVML says what the whole card
+holds, beside what `lodger plan` had said.
 """
 
 from __future__ import annotations
@@ -13,34 +14,45 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import httpx
-import torch
 
 from bench import servers
-from bench.gpu.memory import CONTEXT, write_folders
+from bench.gpu.card import this_card, used
 from bench.gpu.part import options, write
-from bench.gpu.sleep import this_card, used
+from lodger.client import Client
+from lodger.errors import NotRunning
 from lodger.units import GIB, MIB
 
 UIDS = {"chat": "chat", "emb": "emb", "rr": "rerank"}
+CONTEXT = 8192
 PORT = 19_997
-CALLERS = 64
+CALLERS, CHATS = 64, 128
+AGAIN = 10  # requests of each kind, one after the other
+PACKAGES = ("torch", "transformers", "triton", "tokenizers", "numpy", "nvidia")
+STEPS = re.compile(r"started the worker|serves at|: loading |ready in [\d.]+ s|-> ready")
+Request = tuple[str, dict[str, Any]]
 
 
-def wanted(place: Path, folders: dict[str, Path], budget: float, quantization: str | None) -> Path:
+def wanted(place: Path, folders: Path, budget: float, quantization: str | None) -> Path:
     card = this_card()
     lines = [f"reserve: {card.free - int(budget * GIB)}", "models:"]
-    for name, folder in folders.items():
-        lines += [f"  {UIDS[name]}:", f"    path: {folder}", f"    context_length: {CONTEXT}"]
-    lines.insert(5, f"    quantization: {quantization}") if quantization else None
+    for name, uid in UIDS.items():
+        lines += [f"  {uid}:", f"    path: {folders / name}", f"    context_length: {CONTEXT}"]
+        lines += [f"    quantization: {quantization}"] if quantization and name == "chat" else []
     file = place / "lodger.yaml"
     file.write_text("\n".join(lines) + "\n")
     return file
@@ -56,25 +68,108 @@ def planned(file: Path, home: Path) -> dict[str, Any]:
     return found
 
 
-def load(url: str) -> dict[str, int]:
-    """Requests at the limits; how many of them were answered with which status."""
+def let_go() -> int:
+    """Ask the system to read the packages' files from the disk again. How many files that were."""
+    count = 0
+    for name in PACKAGES:
+        found = find_spec(name)
+        for folder in found.submodule_search_locations or () if found else ():
+            for file in Path(folder).rglob("*"):
+                with suppress(OSError), file.open("rb") as opened:
+                    os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+                    count += 1
+    return count
+
+
+def questions() -> dict[str, Request]:
+    message = [{"role": "user", "content": "What is the capital of France?"}]
+    return {
+        "chat": ("/v1/chat/completions", {"model": "chat", "messages": message, "max_tokens": 1}),
+        "emb": ("/v1/embeddings", {"model": "emb", "input": "time and again " * 40}),
+        "rerank": ("/v1/rerank", {"model": "rerank", "query": "time", "documents": ["time and again " * 20] * 8}),
+    }
+
+
+def limits() -> Iterator[Request]:
+    """Requests as long, and as many, as they may be."""
     long = "word " * 7000
-    asked: list[tuple[str, dict[str, Any]]] = []
-    for n in range(3 * CALLERS):
-        text = long if n % 64 == 0 else f"{n} " * (1 + n % 60)
-        message = [{"role": "user", "content": text}]
+    for n in range(CHATS):
+        message = [{"role": "user", "content": long if n % 64 == 0 else f"{n} " * (1 + n % 60)}]
         sampling = {"temperature": n % 2, "top_p": 0.9, "max_tokens": 32}
-        asked.append(("/v1/chat/completions", {"model": "chat", "messages": message, **sampling}))
-    for n in range(12):
+        yield "/v1/chat/completions", {"model": "chat", "messages": message, **sampling}
+    for n in range(8):
         texts = [long] if n % 2 else ["some words " * 12] * 200
-        asked.append(("/v1/embeddings", {"model": "emb", "input": texts}))
-        asked.append(("/v1/rerank", {"model": "rerank", "query": "words", "documents": texts[:64]}))
+        yield "/v1/embeddings", {"model": "emb", "input": texts}
+        yield "/v1/rerank", {"model": "rerank", "query": "words", "documents": texts[:64]}
+
+
+def load(url: str) -> dict[str, int]:
+    """How many of `limits` were answered with which status."""
     statuses: dict[str, int] = {}
-    limits = httpx.Limits(max_connections=CALLERS)
-    with httpx.Client(base_url=url, timeout=60, limits=limits) as client, ThreadPoolExecutor(CALLERS) as pool:
-        for answer in pool.map(lambda one: client.post(one[0], json=one[1]), asked):
+    connections = httpx.Limits(max_connections=CALLERS)
+    with httpx.Client(base_url=url, timeout=60, limits=connections) as client, ThreadPoolExecutor(CALLERS) as pool:
+        for answer in pool.map(lambda one: client.post(one[0], json=one[1]), limits()):
             statuses[str(answer.status_code)] = statuses.get(str(answer.status_code), 0) + 1
     return statuses
+
+
+def first_requests(url: str) -> dict[str, list[float]]:
+    """Milliseconds of each model's first AGAIN requests, once all are ready."""
+    client = Client(url)
+    while not _ready(client):
+        time.sleep(0.02)
+    found = {}
+    with httpx.Client(base_url=url, timeout=60) as http:
+        http.get("/v1/models")
+        for uid, (path, body) in questions().items():
+            times = []
+            for _ in range(AGAIN):
+                begun = time.perf_counter()
+                http.post(path, json=body).raise_for_status()
+                times.append((time.perf_counter() - begun) * 1e3)
+            found[uid] = times
+    return found
+
+
+def _ready(client: Client) -> bool:
+    with suppress(NotRunning):
+        models = client.models()
+        return len(models) == len(UIDS) and all(model.serves for model in models)
+    return False
+
+
+@contextmanager
+def started(command: list[str], home: Path) -> Iterator[dict[str, Any]]:
+    """A server; when its three models answered, and what its logs say of the time until then."""
+    found: dict[str, Any] = {}
+    asking = "serve" in command
+    begun = time.time()
+
+    def ask(url: str) -> None:
+        if asking:
+            found["first_ms"] = first_requests(url)
+
+    server = servers.Server(command, dict(os.environ), sys.executable, PORT, ask)
+    log = home / "said.log"
+    try:
+        with servers.running(server, log) as start:
+            found |= {"start_s": start["start_s"], "url": server.url}
+            yield found
+    finally:
+        for line in _steps(home, begun):
+            print("  " + line, flush=True)
+        if "start_s" not in found:
+            print(log.read_text()[-3000:], flush=True)
+
+
+def _steps(home: Path, begun: float) -> Iterator[str]:
+    """Seconds since `begun`, and what was logged then."""
+    lines = [line for file in home.glob("logs/*.log") for line in file.read_text().splitlines() if STEPS.search(line)]
+    for line in sorted(lines):
+        with suppress(ValueError):
+            at = datetime.strptime(line[:23], "%Y-%m-%d %H:%M:%S,%f").timestamp() - begun
+            if at > 0:
+                yield f"{at:6.2f}  {line[24:]}"
 
 
 def main() -> None:
@@ -83,32 +178,30 @@ def main() -> None:
     parser.add_argument("--quantization", choices=["int8"])
     given = options(__doc__, parser)
     found: dict[str, Any] = {"budget": given.budget, "quantization": given.quantization, "starts": []}
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as ram, tempfile.TemporaryDirectory() as home:
-        folders = write_folders(Path(ram))
-        torch.cuda.empty_cache()
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as ram, tempfile.TemporaryDirectory() as place:
+        folders, home = Path(ram), Path(place)
+        subprocess.run([sys.executable, "-m", "bench.gpu.folders", ram], check=True)
+        file = wanted(home, folders, given.budget, given.quantization)
+        found["planned"] = plan = planned(file, home)
         before = used()
-        file = wanted(Path(home), folders, given.budget, given.quantization)
-        found["planned"] = plan = planned(file, Path(home))
         compiled = Path.home() / ".triton" / "cache"
         found["compiled"] = compiled.exists()
         if compiled.exists():
-            shutil.copytree(compiled, Path(home) / "cache" / "triton")
-        up = lodger("up", "--file", file, "--home", home, "--port", str(PORT))
-        for number in range(2):
-            server = servers.Server(up, dict(os.environ), sys.executable, PORT)
-            log = Path(home) / f"start{number}.log"
-            try:
-                with servers.running(server, log) as start:
-                    held = used() - before
-                    statuses = load(server.url) if number else {}
-                    row = {"start_s": start["start_s"], "held": held, "after load": used() - before, **statuses}
-            finally:
-                print(log.read_text()[-6000:], flush=True)
-                for own in sorted(Path(home).glob("logs/*")):
-                    print(f"== {own.name}\n{own.read_text()[-3000:]}", flush=True)
-            found["starts"].append(row)
-            print(row, f"planned {plan['needed'] / MIB:.0f} MiB, held {row['after load'] / MIB:.0f} MiB", flush=True)
-            write(given, found)
+            shutil.copytree(compiled, home / "cache" / "triton")
+        print(f"{let_go():,} files let go of", flush=True)
+        for verb in ("up", "serve"):
+            command = lodger(verb, "--file", file, "--home", home, "--port", str(PORT))
+            with started(command, home) as row:
+                row["held"] = row["after load"] = used() - before
+                found["starts"].append(row)
+                write(given, found)
+                if verb == "serve":
+                    row |= {"answers": load(row["url"]), "after load": used() - before}
+                    write(given, found)
+                held = f"planned {plan['needed'] / MIB:.0f} MiB, held {row['after load'] / MIB:.0f}"
+                print(f"{verb}: {row['start_s']} s; {held}; {row.get('answers', '')}", flush=True)
+            for uid, times in row.get("first_ms", {}).items():
+                print(f"  {uid}: " + ", ".join(f"{ms:.1f}" for ms in times) + " ms", flush=True)
 
 
 if __name__ == "__main__":
