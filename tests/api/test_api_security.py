@@ -21,9 +21,13 @@ from lodger.api.security import PUBLIC_PATHS, require_admin
 FOR_EVERYONE = {
     ("POST", "/v1/chat/completions"),
     ("POST", "/v1/completions"),
+    ("POST", "/v1/responses"),
+    ("POST", "/v1/messages"),
+    ("POST", "/v1/messages/count_tokens"),
     ("POST", "/v1/embeddings"),
     ("POST", "/v1/rerank"),
     ("POST", "/embed"),
+    ("POST", "/v1/convert_ids_to_tokens"),
     ("POST", "/v1/models/x/requests/x/abort"),
 }
 EVIL = {"host": "evil.example:9997"}
@@ -48,7 +52,7 @@ def test_the_walk_sees_the_routes() -> None:
 
 
 @pytest.mark.parametrize(
-    "sent", [{}, {"authorization": "Bearer wrong"}, {"authorization": "secret"}, {"authorization": "Basic secret"}]
+    "sent", [{}, {"authorization": "Bearer wrong"}, {"authorization": "secret"}, {"x-api-key": "secre"}]
 )
 def test_with_a_key_every_route_wants_it(sent: dict[str, str]) -> None:
     client = local(ApiOptions(api_key="secret"))
@@ -58,9 +62,12 @@ def test_with_a_key_every_route_wants_it(sent: dict[str, str]) -> None:
     assert client.get("/no/such/route", headers=sent).status_code == 401
 
 
-def test_the_right_key_opens_every_route_even_from_elsewhere() -> None:
+@pytest.mark.parametrize(
+    "sent", [{"authorization": "Bearer sécret ключ".encode()}, {"x-api-key": "sécret ключ".encode()}]
+)
+def test_the_right_key_opens_every_route_even_from_elsewhere(sent: dict[str, bytes]) -> None:
     client = local(ApiOptions(api_key="sécret ключ", host="0.0.0.0"), peer="10.1.2.3")
-    key = {"authorization": "Bearer sécret ключ".encode(), **EVIL, "origin": "https://evil.example"}
+    key = {**sent, **EVIL, "origin": "https://evil.example"}
     for method, path, _ in routes():
         assert client.request(method, path, headers=key).status_code not in (401, 403), f"{method} {path}"
     assert client.get("/v1/cluster/auth").json() == {"auth": True}

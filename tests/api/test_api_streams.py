@@ -130,7 +130,7 @@ def test_a_slow_first_token_does_not_hold_the_headers_back(served: Served, monke
         assert response.readline() == b": ping\n"
         go.set()
         rest = response.read()
-    assert b'data: {"error":{"message":"The prompt has 9,000 tokens; 8,192 are served."' in rest
+    assert b'data: {"type":"error","error":{"message":"The prompt has 9,000 tokens; 8,192 are served."' in rest
     assert b"[DONE]" not in rest
 
 
@@ -194,13 +194,14 @@ def test_a_failure_in_mid_stream_is_an_event_and_no_done(served: Served) -> None
     answer = served.ask("POST", "/v1/chat/completions", STREAM)
     *_, last, empty = answer.body.decode().split("\n\n")
     assert json.loads(last.removeprefix("data: ")) == {
+        "type": "error",
         "error": {
             "message": "The worker of cuda:0 died. It is being restarted.",
             "type": "server_error",
             "code": "worker_down",
             "param": None,
             "hint": "It is being restarted.",
-        }
+        },
     }
     assert empty == ""
     assert served.service.open == 0

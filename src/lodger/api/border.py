@@ -8,8 +8,7 @@ import uuid
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from lodger.api.errors import answerable, error_response, error_value
-from lodger.api.sse import event
+from lodger.api.errors import answerable, error_event, error_response
 from lodger.log import request_id
 
 _ID = re.compile(r"[\w.:@+/=-]{1,128}", re.ASCII)
@@ -44,6 +43,6 @@ class Border:
             if begun is None:
                 await error_response(shown)(scope, receive, send_with_id)
             elif begun.get("content-type", "").startswith("text/event-stream"):
-                await send({"type": "http.response.body", "body": event({"error": error_value(shown)})})
+                await send({"type": "http.response.body", "body": error_event(shown, scope["path"])})
             else:
                 raise  # half an answer is out; only closing the connection tells the caller so

@@ -11,7 +11,7 @@ _ROLES = {"developer": "system", "function": "tool"}  # newer and older names of
 _KEPT = ("name", "tool_call_id", "reasoning_content")  # further keys that templates know
 
 
-def messages_of(value: Any) -> tuple[dict[str, Any], ...]:
+def messages_of(value: Any, field: str = "messages") -> tuple[dict[str, Any], ...]:
     """Each message with `role`, a string `content`, and what templates know of names and tool calls.
 
     Raises:
@@ -20,15 +20,19 @@ def messages_of(value: Any) -> tuple[dict[str, Any], ...]:
         Unsupported: a content part that is not text.
     """
     if not isinstance(value, list):
-        raise MalformedBody("messages must be a list.", param="messages")
+        raise MalformedBody(f"{field} must be a list.", param=field)
     if not value:
-        raise EmptyInput("messages is empty: there is nothing to answer.", param="messages")
-    return tuple(_message(message, f"messages.{place}") for place, message in enumerate(value))
+        raise EmptyInput(f"{field} is empty: there is nothing to answer.", param=field)
+    return tuple(_message(message, f"{field}.{place}") for place, message in enumerate(value))
+
+
+def _field(place: str) -> str:
+    return place.partition(".")[0]
 
 
 def _message(value: Any, place: str) -> dict[str, Any]:
     if not isinstance(value, dict) or not isinstance(value.get("role"), str):
-        raise MalformedBody(f"{place} must be an object with a role.", param="messages")
+        raise MalformedBody(f"{place} must be an object with a role.", param=_field(place))
     message = {"role": _ROLES.get(value["role"], value["role"]), "content": _content(value.get("content"), place)}
     message |= {key: value[key] for key in _KEPT if isinstance(value.get(key), str)}
     calls = _tool_calls(value, place)
@@ -42,7 +46,7 @@ def _content(value: Any, place: str) -> str:
         return value
     if isinstance(value, list):
         return "\n".join(_part(part, place) for part in value)
-    raise MalformedBody(f"{place}.content must be a string or a list of parts.", param="messages")
+    raise MalformedBody(f"{place}.content must be a string or a list of parts.", param=_field(place))
 
 
 def _part(value: Any, place: str) -> str:
@@ -51,8 +55,8 @@ def _part(value: Any, place: str) -> str:
     if isinstance(value, dict) and isinstance(value.get("text"), str):
         return str(value["text"])
     if isinstance(value, dict) and isinstance(value.get("type"), str) and value["type"] != "text":
-        raise Unsupported(f"{place} has a part of type {value['type'][:50]!r}; Lodger reads text.", param="messages")
-    raise MalformedBody(f"{place}.content holds a part without text.", param="messages")
+        raise Unsupported(f"{place} has a part of type {value['type'][:50]!r}; Lodger reads text.", param=_field(place))
+    raise MalformedBody(f"{place}.content holds a part without text.", param=_field(place))
 
 
 def _tool_calls(message: dict[str, Any], place: str) -> list[dict[str, Any]]:
@@ -61,14 +65,14 @@ def _tool_calls(message: dict[str, Any], place: str) -> list[dict[str, Any]]:
     if message.get("function_call"):
         calls = [{"function": message["function_call"]}]
     if not isinstance(calls, list):
-        raise MalformedBody(f"{place}.tool_calls must be a list.", param="messages")
+        raise MalformedBody(f"{place}.tool_calls must be a list.", param=_field(place))
     return [_tool_call(call, place) for call in calls]
 
 
 def _tool_call(call: Any, place: str) -> dict[str, Any]:
     function = call.get("function") if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-        raise MalformedBody(f"{place}.tool_calls holds a call without a function name.", param="messages")
+        raise MalformedBody(f"{place}.tool_calls holds a call without a function name.", param=_field(place))
     arguments = _arguments(function.get("arguments"))
     named = {"id": call["id"]} if isinstance(call.get("id"), str) else {}
     return {**named, "type": "function", "function": {"name": function["name"], "arguments": arguments}}

@@ -1,4 +1,4 @@
-"""How an error looks over HTTP: one body that OpenAI's, Xinference's and Cohere's clients all read."""
+"""How an error looks over HTTP: one body that OpenAI's, Anthropic's, Xinference's and Cohere's clients all read."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from lodger.api.sse import event
 from lodger.errors import InternalError, LodgerError, MalformedBody
 from lodger.log import request_id
 
@@ -36,6 +37,12 @@ def error_value(error: LodgerError, status: int | None = None) -> dict[str, Any]
 def error_type(status: int) -> str:
     """OpenAI's word for errors of this status, and ours where it has none."""
     return _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
+
+
+def error_event(error: LodgerError, path: str) -> bytes:
+    """What ends a stream that fails. Anthropic's clients pass over events without a name; others may trip over one."""
+    named = path.rstrip("/").endswith("/messages")
+    return event({"type": "error", "error": error_value(error)}, "error" if named else None)
 
 
 def error_response(error: LodgerError, *, status: int | None = None) -> Response:
@@ -88,5 +95,5 @@ async def on_invalid_body(request: Request, error: Exception) -> Response:
 
 
 def _render(status: int, text: str, value: dict[str, Any], headers: dict[str, str]) -> Response:
-    body = msgspec.json.encode({"detail": text, "error": value})
+    body = msgspec.json.encode({"type": "error", "detail": text, "error": value})
     return Response(body, status, headers, media_type="application/json")

@@ -15,17 +15,18 @@ _SCHEMA_WORDS = {"properties", "anyOf", "oneOf", "allOf", "$ref", "$defs", "enum
 _CHOICES = 1024
 
 
-def form_of(response_format: Any, guided: dict[str, Any]) -> Constraint | None:
+def form_of(response_format: Any, guided: dict[str, Any], field: str = "response_format") -> Constraint | None:
     """The one form that is asked for.
 
     Args:
+        field: what the caller knows the first argument as.
         guided: vLLM's fields by their own names, of which most are None.
 
     Raises:
         MalformedBody, Unsupported: with the field at fault.
         InvalidRequest: two forms at once.
     """
-    made = {"response_format": _response_format(response_format)}
+    made = {field: _response_format(response_format, field)}
     for name, value in guided.items():
         if name == "structured_outputs":
             made |= {name: _structured(value)}
@@ -37,9 +38,8 @@ def form_of(response_format: Any, guided: dict[str, Any]) -> Constraint | None:
     return next(iter(asked.values()), None)
 
 
-def _response_format(value: Any) -> Constraint | None:
+def _response_format(value: Any, field: str) -> Constraint | None:
     """OpenAI's shapes, and those of others who extended them: a schema beside the type, or alone, or a pattern."""
-    field = "response_format"
     if isinstance(value, str):
         value = {"type": value}
     if value is None or value == {}:

@@ -44,7 +44,9 @@ def check_caller(headers: Headers, path: str, options: ApiOptions) -> None:
     """
     if options.api_key is not None:
         if path not in PUBLIC_PATHS and not _has_key(headers, options.api_key):
-            raise KeyRequired("This address wants an API key.", hint="Send it as 'Authorization: Bearer KEY'.")
+            raise KeyRequired(
+                "This address wants an API key.", hint="Send it as 'Authorization: Bearer KEY' or as 'x-api-key: KEY'."
+            )
         return
     if not options.open:
         check_host(headers, options)
@@ -97,9 +99,12 @@ AdminOnly = Depends(require_admin)
 
 
 def _has_key(headers: Headers, key: str) -> bool:
+    """As OpenAI's clients send it, or as Anthropic's do."""
     scheme, _, sent = headers.get("authorization", "").partition(" ")
-    right = hmac.compare_digest(sent.strip().encode("latin-1"), key.encode())
-    return right and scheme.lower() == "bearer"
+    bearer = sent.strip() if scheme.lower() == "bearer" else ""
+    return any(
+        hmac.compare_digest(own.encode("latin-1"), key.encode()) for own in (bearer, headers.get("x-api-key", ""))
+    )
 
 
 def _hostname(netloc: str) -> str | None:

@@ -24,16 +24,17 @@ _encode = msgspec.json.Encoder().encode
 _JSON_SLOT = _encode(SLOT)
 
 
-def event(value: Any) -> bytes:
+def event(value: Any, name: str | None = None) -> bytes:
     """One event whose data is `value` as JSON."""
-    return b"data: " + _encode(value) + b"\n\n"
+    head = b"data: " if name is None else f"event: {name}\ndata: ".encode()
+    return head + _encode(value) + b"\n\n"
 
 
 class EventTemplate:
     """An event of which one string changes, encoded once. The value has SLOT where that string stands."""
 
-    def __init__(self, value: Any) -> None:
-        self._before, self._after = event(value).split(_JSON_SLOT)
+    def __init__(self, value: Any, name: str | None = None) -> None:
+        self._before, self._after = event(value, name).split(_JSON_SLOT)
 
     def fill(self, text: str) -> bytes:
         return self._before + _encode(text) + self._after

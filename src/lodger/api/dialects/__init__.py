@@ -12,6 +12,8 @@ from fastapi import APIRouter
 
 TABLE: dict[str, str] = {
     "openai": "lodger.api.dialects.openai",
+    "responses": "lodger.api.dialects.responses",
+    "anthropic": "lodger.api.dialects.anthropic",
     "embeddings": "lodger.api.dialects.embeddings",
     "rerank": "lodger.api.dialects.rerank",
     "tei": "lodger.api.dialects.tei",
