@@ -75,6 +75,25 @@ def test_families_and_what_vllm_serves(client: RESTfulClient, served: Served) ->
     assert served.ask("GET", "/v1/models/prompts").json == {}
 
 
+def test_token_ids_are_spelt_in_the_shape_they_were_sent(client: RESTfulClient) -> None:
+    model = client.get_model("bge-m3-local")
+    assert model.convert_ids_to_tokens([101, 7592]) == ["101", "7592"]
+    assert model.convert_ids_to_tokens([[101], [7592, 102], []]) == [["101"], ["7592", "102"], []]
+    assert model.convert_ids_to_tokens([]) == []
+    lexical = model.create_embedding("one two", return_sparse=True)["data"][0]["embedding"]
+    assert model.convert_ids_to_tokens(list(lexical)) == list(lexical)
+    with pytest.raises(RuntimeError, match="list of token ids"):
+        model.convert_ids_to_tokens("101")
+
+
+@pytest.mark.parametrize(
+    "given", [[-1], [2**31], [1.5], [True], ["x"], ["٣"], ["9" * 30], [[1], 2], [[[1]]], {"1": 2}, None]
+)
+def test_what_are_no_token_ids_is_said(served: Served, given: object) -> None:
+    answer = served.ask("POST", "/v1/convert_ids_to_tokens", {"model": "bge-m3-local", "input": given})
+    assert (answer.status, answer.json["error"]["param"]) == (400, "input")
+
+
 def test_what_is_on_the_machine_is_listed_and_never_deleted(client: RESTfulClient) -> None:
     cached = client.list_cached_models()
     assert [(row["model_name"], row["model_type"]) for row in cached] == [

@@ -17,6 +17,7 @@ TABLE: dict[str, str] = {
     "embeddings": "lodger.api.dialects.embeddings",
     "rerank": "lodger.api.dialects.rerank",
     "tei": "lodger.api.dialects.tei",
+    "vocabulary": "lodger.api.dialects.vocabulary",
     "registry": "lodger.api.dialects.registry",
     "xinference": "lodger.api.dialects.xinference",
     "admin": "lodger.api.dialects.admin",
