@@ -202,6 +202,7 @@ def test_tokens_are_counted_as_they_are_when_the_conversation_is_answered(served
         ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "web_search_20250305"),
         ({"tools": [{"name": ""}]}, "tools.0"),
         ({"tools": [NOW], "tool_choice": {"type": "tool", "name": "then"}}, "'then'"),
+        ({"tools": [NOW], "tool_choice": {"type": "tool"}}, "something unknown"),
         ({"temperature": 3}, "temperature"),
     ],
 )

@@ -93,6 +93,23 @@ def test_a_required_call_of_the_coders_format() -> None:
     assert not takes(required, coded(city="Paris", days="three"))
 
 
+def test_nobody_can_go_on_with_line_breaks_for_ever() -> None:
+    required = constraint(templates.QWEN2, tools=TOOLS, tool_choice="required")
+    for made, said in (
+        (required, calls(templates.QWEN2, WEATHER)),
+        (constraint(templates.QWEN3, constraint=JSON), '{"city": 1}'),
+    ):
+        assert takes(made, said.replace('"city": ', '"city":\n\n'))
+        assert not takes(made, said.replace('"city": ', '"city":' + "\n" * 65))
+
+
+def test_words_of_a_schema_that_mean_nothing_here_are_passed_over_in_tools() -> None:
+    parameters = {"properties": {"at": {"type": "string", "format": "no-such-format"}}, "minProperties": 0, "x-mine": 1}
+    tool = {"type": "function", "function": {"name": "f", "parameters": parameters}}
+    required = constraint(templates.QWEN2, tools=(tool,), tool_choice="required")
+    assert takes(required, calls(templates.QWEN2, '{"name": "f", "arguments": {"at": "noon"}}'))
+
+
 @pytest.mark.parametrize("source", [templates.QWEN3, LLAMA, MISTRAL, PLAIN])
 def test_what_is_required_is_read_as_calls(source: str) -> None:
     task = ChatTask(model="m", messages=(), tools=TOOLS)
@@ -105,7 +122,7 @@ def test_what_is_required_is_read_as_calls(source: str) -> None:
 def test_a_model_that_thinks_does_so_first() -> None:
     for fields, said in (
         ({"tools": TOOLS, "tool_choice": "required"}, calls(templates.QWEN3, NOW)),
-        ({"constraint": JSON}, '{"a": 1}'),
+        ({"constraint": JSON}, '{"city": 1}'),
     ):
         free = constraint(templates.QWEN3, **fields)
         assert takes(free, said)

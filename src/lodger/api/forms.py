@@ -89,7 +89,10 @@ def _structured(value: Any) -> Constraint | None:
 
 def _schema(value: Any, field: str) -> Constraint:
     if isinstance(value, str):
-        value = parse_json(value.encode())
+        try:
+            value = parse_json(value.encode())
+        except MalformedBody as error:
+            raise MalformedBody(f"{field} must hold a JSON schema. {error.message}", param=field) from None
     if value is True:
         value = {}
     if not isinstance(value, dict):

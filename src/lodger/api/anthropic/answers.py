@@ -5,8 +5,9 @@ from __future__ import annotations
 import uuid
 from typing import Any
 
+import msgspec
+
 from lodger.api.generation import Choice, finished
-from lodger.api.limits import parse_json
 from lodger.api.sse import SLOT, EventTemplate, event
 from lodger.tasks import Delta, FinishReason, ToolCall, Usage
 
@@ -44,7 +45,7 @@ def whole(head: dict[str, Any], choice: Choice, usage: Usage) -> dict[str, Any]:
         content.append(_thinking(choice.reasoning))
     if choice.text:
         content.append({"type": "text", "text": choice.text})
-    content += [_tool_use(call) | {"input": parse_json(call.arguments.encode())} for call in choice.calls]
+    content += [_tool_use(call) | {"input": msgspec.Raw(call.arguments.encode())} for call in choice.calls]
     return head | {"content": content, **_ended(choice.finish_reason), "usage": count(usage)}
 
 

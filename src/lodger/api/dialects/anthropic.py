@@ -75,7 +75,7 @@ class MessagesRequest(Body):
     def _tools(self, choice: dict[str, Any]) -> Tools:
         functions = [_function(tool, place) for place, tool in enumerate(self.tools or ())]
         named = choice.get("type") == "tool"
-        return tools_of(functions, choice.get("name") if named else choice.get("type"))
+        return tools_of(functions, {"type": "function", "name": choice.get("name")} if named else choice.get("type"))
 
 
 @router.post("/v1/messages", summary="Answer a conversation, in blocks")

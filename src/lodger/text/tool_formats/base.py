@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from lodger.tasks import ToolCall
+from lodger.text.schema_rules import schema_rule
 from lodger.text.tool_formats.json_value import JsonEnd, is_text, parse, write
 
 Tool = dict[str, Any]
@@ -174,7 +175,9 @@ class JsonFormat:
         rules = [f"calls: {f'{before} {body} {after}' if self.listed else body}", "call: " + alternatives(tools)]
         for number, tool in enumerate(tools):
             head = f'{{"name": {json.dumps(name_of(tool), ensure_ascii=False)}, "{self.arguments}": '
-            rules.append(f"call_{number}: {literal(head)} %json {schema_text(parameters_of(tool))} {literal('}')}")
+            rules.append(
+                f"call_{number}: {literal(head)} {schema_rule(parameters_of(tool), lenient=True)} {literal('}')}"
+            )
         return "\n".join(rules)
 
 
@@ -186,11 +189,6 @@ def alternatives(tools: Sequence[Tool]) -> str:
 def literal(text: str) -> str:
     """A string of Lark's; none for no text."""
     return json.dumps(text, ensure_ascii=False) if text else ""
-
-
-def schema_text(schema: dict[str, Any]) -> str:
-    """A JSON schema whose unknown words are passed over, as whoever wrote it for a tool expects."""
-    return json.dumps({**schema, "x-guidance": {"lenient": True}}, ensure_ascii=False)
 
 
 def name_of(tool: Tool) -> str:

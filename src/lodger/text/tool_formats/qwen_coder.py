@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lodger.tasks import ToolCall
+from lodger.text.schema_rules import schema_rule
 from lodger.text.tool_formats.base import (
     Block,
     Tool,
@@ -17,7 +18,6 @@ from lodger.text.tool_formats.base import (
     literal,
     name_of,
     parameters_of,
-    schema_text,
 )
 from lodger.text.tool_formats.json_value import parse, write
 
@@ -121,4 +121,5 @@ def _value_rules(name: str, schema: Any, shared: dict[str, Any]) -> list[str]:
         return [f"{name}[lazy]: /(.|\\n)*\\n<\\/parameter>\\n/"]
     if _is_string(schema):
         return [f"{name}: ({' | '.join(literal(str(choice)) for choice in schema['enum'])}) {literal(end)}"]
-    return [f"{name}: %json {schema_text({**shared, **schema} if isinstance(schema, dict) else {})} {literal(end)}"]
+    whole = {**shared, **schema} if isinstance(schema, dict) else {}
+    return [f"{name}: {schema_rule(whole, lenient=True)} {literal(end)}"]
