@@ -22,12 +22,13 @@ from lodger.engines.native_model import ServedModel, Serving, out_of_memory
 from lodger.engines.native_rerank import BiEncoder, CrossEncoder, MultiVector, YesNo
 from lodger.engines.native_weights import Weights
 from lodger.errors import ModelProblem
-from lodger.runtime import kv
+from lodger.runtime import compiler, kv
 from lodger.runtime.allocator import Grant, allowance, capture_pool, make_workspace, trim
 from lodger.runtime.device_loop import DeviceLoop
 from lodger.runtime.dtype import precisions
 from lodger.runtime.loading import load_runner
 from lodger.runtime.virtual_memory import virtual_memory
+from lodger.text.grammar import GrammarThreads
 from lodger.text.tokenizer import Tokenizer
 from lodger.units import gib
 
@@ -63,8 +64,10 @@ class NativeEngine:
         self._device = torch.device(device)
         self._loop = DeviceLoop(device)
         self._pool = ThreadPoolExecutor(_TOKENIZER_THREADS, thread_name_prefix="tokenizer")
+        self._grammars = GrammarThreads()
         if self._device.type == "cuda":
             self._loop.post(partial(_own_products, self._device))
+            compiler.begin(self._device)
         self._weights: dict[_Key, Weights] = {}
         self._users: dict[str, _Key] = {}  # uid -> whose weights it uses
         self._allowance = allowance(self._device) if self._device.type == "cuda" else None
@@ -100,6 +103,7 @@ class NativeEngine:
     def close(self) -> None:
         self._loop.close()
         self._pool.shutdown()
+        self._grammars.close()
 
     def _load(self, request: LoadRequest, progress: Callable[[float], None]) -> ServedModel:
         start = time.monotonic()
@@ -137,6 +141,7 @@ class NativeEngine:
             tokenizer,
             self._loop,
             self._pool,
+            self._grammars,
             weights,
             partial(self._turn, uid),
             partial(self._release, uid),

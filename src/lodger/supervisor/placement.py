@@ -8,6 +8,7 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from lodger.catalogue.identify import identify
+from lodger.catalogue.read_ahead import read_ahead
 from lodger.device.probe import probe_devices, usable_devices
 from lodger.device.view import DeviceView
 from lodger.hub.base import Report
@@ -43,7 +44,7 @@ class Placement:
 
     def loadable(self, spec: ModelSpec, report: Report) -> Candidate:
         """The same with facts of a folder that can be loaded: pickled weights are converted first, which takes as long
-        as reading and writing them. Nothing is ever fetched here.
+        as reading and writing them. Nothing is ever fetched here; what is there is read into RAM meanwhile.
 
         Raises:
             ModelProblem, NotEnoughDisk, SetupProblem.
@@ -51,6 +52,7 @@ class Placement:
         """
         one = self.candidate(spec)
         folder = loadable(Path(one.facts.path), self._home, report)
+        read_ahead(folder)
         if one.facts.weights_format == "safetensors" and str(folder) == one.facts.path:
             return one
         return Candidate(one.spec, identify(replace(one.spec, path=str(folder)), self._home.models)[1])

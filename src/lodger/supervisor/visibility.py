@@ -20,4 +20,6 @@ def environment(device: str, cache: Path) -> dict[str, str]:
         return {}
     entries = visible_gpus()
     seen = number if entries is None else entries[int(number)]
-    return {"CUDA_VISIBLE_DEVICES": seen, "TRITON_CACHE_DIR": str(cache / "triton")}
+    # As torch would say; it comes too late where the context is made before torch is imported.
+    loading = {"CUDA_MODULE_LOADING": "LAZY"}
+    return {"CUDA_VISIBLE_DEVICES": seen, "TRITON_CACHE_DIR": str(cache / "triton"), **loading}

@@ -18,7 +18,7 @@ from collections.abc import Coroutine
 from typing import Any
 
 from lodger import interpreter, log
-from lodger.engines import open_engine
+from lodger.engines import cuda_context, open_engine
 from lodger.engines.base import Engine
 from lodger.ipc.channel import Channel
 from lodger.ipc.messages import VERSION, Hello, ToWorker
@@ -33,6 +33,8 @@ def main() -> None:
     options = parser.parse_args()
     faulthandler.enable()  # a crash in native code leaves its stack in the log
     log.setup()
+    if options.engine == "native":
+        cuda_context.begin(options.device)
     gateway = socket.socket(fileno=options.fd)
     engine = open_engine(options.engine, options.device)
     interpreter.settle()
