@@ -21,7 +21,7 @@ BASE = {"errors", "units", "tasks", "spec", "budget", "service", "settings", "pa
 BASE |= {"toolchain", "interpreter"}
 VALUES = {"lodger.catalogue.facts", "lodger.plan.values", "lodger.device.view"}  # what `service` is written in
 CONTROL = {"catalogue", "hub", "device", "plan", "text", "ipc", "supervisor", "api", "client", "checks", "config"}
-CONTROL |= {"ragflow"}
+CONTROL |= {"ragflow", "adopt"}
 
 # Beside base, a package may import these packages, or these single modules where they are written out in full.
 ALLOWED: dict[str, set[str]] = {
@@ -43,6 +43,7 @@ ALLOWED: dict[str, set[str]] = {
     "client": VALUES,
     "checks": {"catalogue", "device", "plan", "hub", "client", "config"},
     "ragflow": {"client", "lodger.checks.base"},
+    "adopt": {"catalogue", "client", "config", "lodger.api.launching"},
     "server": CONTROL,
     "cli": CONTROL | {"server"},
     "__main__": {"cli"},

@@ -36,6 +36,8 @@ COMMANDS: dict[str, str] = {
     "stop": "lodger.cli.stop",
     "logs": "lodger.cli.logs",
     "ragflow": "lodger.cli.ragflow",
+    "adopt": "lodger.cli.adopt",
+    "compare": "lodger.cli.compare",
 }
 
 
