@@ -6,10 +6,13 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from typing import NamedTuple
 
 from lodger.errors import InternalError
 from lodger.runtime.generating import Made
-from lodger.tasks import Delta, FinishReason, Usage
+from lodger.runtime.likely import Probable
+from lodger.tasks import Delta, FinishReason, Likely, TokenLogprobs, Usage
+from lodger.text.output import OutputParser, Piece
 from lodger.text.stops import StopMatcher
 from lodger.text.tokenizer import Tokenizer
 
@@ -57,6 +60,7 @@ class Answer:
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.choices: list[Choice] = []
         self._prompt_tokens = prompt_tokens
+        self.cached: Callable[[], int] = int  # of the prompt's tokens, how many were found computed
         self._put, self._cancel = put, cancel
 
     def push(self, index: int, made: Made) -> None:
@@ -66,27 +70,33 @@ class Answer:
         if made.error is not None:
             self.done.set_exception(made.error)
             return
-        whole = False
+        shown = None
         try:
-            text, reason = choice.push(made)
-            whole = True
+            shown = choice.push(made)
         finally:
-            if not whole:
+            if shown is None:
                 self.done.set_exception(InternalError("The model's answer could not be turned into text."))
-        if reason is not None:
-            self._finish(index, text, reason, stopped=made.finish is None)
-        elif text:
-            self._put(Delta(index, text))
-
-    def _finish(self, index: int, text: str, reason: FinishReason, *, stopped: bool) -> None:
-        """`stopped`: the device does not know yet."""
-        if stopped:
-            self._cancel(self.choices[index].sequence_id)
-        usage = None
-        if all(choice.finished for choice in self.choices):
-            usage = Usage(self._prompt_tokens, sum(choice.tokens for choice in self.choices))
+        if shown.reason is not None and made.finish is None:
+            self._cancel(choice.sequence_id)  # the device does not know yet
+        usage = self._usage() if shown.reason is not None and all(one.finished for one in self.choices) else None
+        if shown.reason is not None or any(shown.piece):
+            self._put(
+                Delta(
+                    index,
+                    shown.piece.text,
+                    shown.reason,
+                    usage,
+                    shown.piece.reasoning,
+                    shown.piece.calls,
+                    choice.take_logprobs(),
+                )
+            )
+        if usage is not None:
             self.done.set_result(None)
-        self._put(Delta(index, text, reason, usage))
+
+    def _usage(self) -> Usage:
+        made, thought = (sum(getattr(one, name) for one in self.choices) for name in ("tokens", "thought"))
+        return Usage(self._prompt_tokens, made, self.cached(), thought)
 
     def close(self) -> None:
         """Nobody waits any more."""
@@ -97,29 +107,111 @@ class Answer:
                 self._cancel(choice.sequence_id)
 
 
-class Choice:
-    """The text of one choice, as its tokens come."""
+class Shown(NamedTuple):
+    """What a step brings to the text of a choice."""
 
-    def __init__(self, sequence_id: int, ends: frozenset[int], tokenizer: Tokenizer, stops: tuple[str, ...]) -> None:
+    piece: Piece
+    reason: FinishReason | None  # why it has ended, if it has
+
+
+class Choice:
+    """The text of one choice, as its tokens come.
+
+    Attributes:
+        tokens: made, the one that ends the text included.
+        thought: of them, those of the thought before the text.
+    """
+
+    def __init__(
+        self,
+        sequence_id: int,
+        ends: frozenset[int],
+        tokenizer: Tokenizer,
+        stops: tuple[str, ...],
+        parser: OutputParser | None = None,
+        *,
+        logprobs: bool = False,
+    ) -> None:
         self.sequence_id = sequence_id
-        self.tokens = 0  # made, the one that ends the text included
+        self.tokens = self.thought = 0
         self.finished = False
         self._ends = ends
-        self._detokenizer = tokenizer.detokenizer()
+        self._detokenizer = tokenizer.detokenizer(parser.special if parser is not None else ())
         self._matcher = StopMatcher(stops) if stops else None
+        self._parser = parser
+        self._called = False
+        self._unclear = 0  # tokens since the last of which it is known whether they are thought
+        self._logprobs = LogprobQueue(tokenizer) if logprobs else None
 
-    def push(self, made: Made) -> tuple[str, FinishReason | None]:
-        """The text that can be shown now, and why the choice has ended if it has."""
+    def push(self, made: Made) -> Shown:
         text, stopped = "", False
         if made.token is not None:
             self.tokens += 1
-            text = "" if made.token in self._ends else self._detokenizer.push(made.token)
+            if made.token not in self._ends:
+                if self._logprobs is not None and made.probable is not None:
+                    self._logprobs.add(made.token, made.probable)
+                text = self._detokenizer.push(made.token)
         if made.finish is not None:
             text += self._detokenizer.flush()
+        whole = len(text)
         if self._matcher is not None:
             text, stopped = self._matcher.push(text)
             if made.finish is not None:
                 text += self._matcher.flush()
-        reason: FinishReason | None = "stop" if stopped else made.finish
-        self.finished = reason is not None
-        return text, reason
+        self.finished = stopped or made.finish is not None
+        if self._logprobs is not None:
+            self._logprobs.text(whole, len(text), end=self.finished and not stopped)
+        piece = self._parse(text, made.token is not None)
+        return Shown(piece, self._reason(made.finish, stopped))
+
+    def take_logprobs(self) -> tuple[TokenLogprobs, ...]:
+        """Of the tokens of what is shown now."""
+        return () if self._logprobs is None else self._logprobs.take()
+
+    def _parse(self, text: str, token: bool) -> Piece:
+        if self._parser is None:
+            return Piece(text)
+        piece = self._parser.push(text)
+        if self.finished:
+            rest = self._parser.flush()
+            piece = Piece(piece.text + rest.text, piece.reasoning + rest.reasoning, piece.calls + rest.calls)
+        self._called = self._called or bool(piece.calls)
+        self._unclear += token
+        if any(piece):
+            self.thought += self._unclear if piece.reasoning else 0
+            self._unclear = 0
+        return piece
+
+    def _reason(self, finish: FinishReason | None, stopped: bool) -> FinishReason | None:
+        if stopped:
+            return "stop"
+        return "tool_calls" if finish == "stop" and self._called else finish
+
+
+class LogprobQueue:
+    """Log probabilities wait for the text of their tokens, which may be held back: it is not a whole character yet, or
+    may become a stop string. Tokens of which nothing is ever shown are left out."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._waiting: deque[tuple[int, TokenLogprobs]] = deque()  # with the place where their text begins
+        self._made = self._shown = 0  # characters
+
+    def add(self, token: int, probable: Probable) -> None:
+        """A token whose text comes next."""
+        top = tuple([self._likely(id, logprob) for id, logprob in probable.top])
+        self._waiting.append((self._made, TokenLogprobs(self._likely(token, probable.chosen), top)))
+
+    def text(self, made: int, shown: int, *, end: bool) -> None:
+        """So many characters more were made and shown; with `end`, all that ever will be."""
+        self._made += made
+        self._shown = self._made + 1 if end else self._shown + shown
+
+    def take(self) -> tuple[TokenLogprobs, ...]:
+        taken = []
+        while self._waiting and self._waiting[0][0] < self._shown:
+            taken.append(self._waiting.popleft()[1])
+        return tuple(taken)
+
+    def _likely(self, id: int, logprob: float) -> Likely:
+        return Likely(id, self._tokenizer.bytes_of(id), logprob)

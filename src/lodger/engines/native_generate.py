@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from functools import partial
+from typing import NamedTuple
 
 from lodger.budget import Budget
 from lodger.engines.native_answer import Answer, Arrivals, Choice
@@ -15,10 +16,23 @@ from lodger.runtime.kv import KVCache
 from lodger.runtime.runner import Runner
 from lodger.runtime.sampling import Rules, Sampler
 from lodger.sched.sequence import Sequence
-from lodger.tasks import ChatTask, Delta, GenerateTask, StopRules
+from lodger.tasks import ChatTask, CompletionTask, Constraint, Delta, GenerateTask, StopRules
+from lodger.text.answer_constraint import answer_constraint
+from lodger.text.grammar import Grammars, Guide, too_slow
+from lodger.text.output import output_parser
 from lodger.text.template import ChatTemplate
 
+MOST_LOGPROBS = 20  # alternatives of a token
+_LOOK_SECONDS = 1.0  # between two looks at whether a grammar is stuck
 _COUNTED = 4  # times the context length: prompts up to this are counted exactly before they are refused
+
+
+class _Prompt(NamedTuple):
+    """What a task comes to."""
+
+    ids: list[int]  # of a prompt far beyond the context some number beyond it
+    text: str | None  # None: it was given as ids
+    template: str = ""  # what a chat's was written by
 
 
 class GenerateModel(ServedModel):
@@ -29,6 +43,8 @@ class GenerateModel(ServedModel):
         self._template = ChatTemplate.load(serving.facts.path)
         self._device = runner.device
         self._arrivals: Arrivals | None = None
+        facts = serving.facts
+        self._grammars = Grammars(serving.tokenizer, facts.vocab_size, facts.eos_token_ids, serving.grammars)
         super().__init__(serving, self._lane, cache)
 
     async def generate(self, task: GenerateTask) -> AsyncIterator[Delta]:
@@ -47,19 +63,36 @@ class GenerateModel(ServedModel):
     async def generate_to(self, task: GenerateTask, put: Callable[[Delta], None]) -> None:
         """
         Raises:
-            ContextExceeded, EmptyInput, Unsupported, InvalidRequest: before anything is made.
+            ContextExceeded, EmptyInput, Unsupported, Overloaded: before anything is made.
+            InvalidRequest: before that too, or because a grammar turns out to be too much.
             OutOfMemory, Cancelled, InternalError: at any time.
         """
         with self._counted():
+            self._check_task(task)
             prompt = await self._in_pool(lambda: self._prompt(task))
-            self._check_prompt(prompt)
-            answer = Answer(len(prompt), put, self._cancel)
+            self._check_prompt(prompt.ids)
+            guides = await self._guides(task, prompt)
+            answer = Answer(len(prompt.ids), put, self._cancel)
             try:
+                self._echo(task, prompt, put)
                 for index in range(task.n):
-                    self._start(task, prompt, index, answer)
-                await answer.done
+                    self._start(task, prompt, index, answer, guides[index] if guides else None)
+                await _end(answer, guides)
             finally:
                 answer.close()
+
+    async def _guides(self, task: GenerateTask, prompt: _Prompt) -> list[Guide]:
+        """One for each choice, where anything is asked of their form."""
+        constraint: Constraint | None = task.constraint
+        if isinstance(task, ChatTask):
+            constraint = answer_constraint(prompt.template, prompt.text or "", task)
+        return await self._grammars.guides(constraint, task.n) if constraint is not None else []
+
+    def _echo(self, task: GenerateTask, prompt: _Prompt, put: Callable[[Delta], None]) -> None:
+        if isinstance(task, CompletionTask) and task.echo:
+            text = self._serving.tokenizer.decode(prompt.ids) if prompt.text is None else prompt.text
+            for index in range(task.n):
+                put(Delta(index, text))
 
     def _arriving(self) -> Arrivals:
         """Of the event loop that asks."""
@@ -68,17 +101,29 @@ class GenerateModel(ServedModel):
             self._arrivals = Arrivals(loop)
         return self._arrivals
 
-    def _prompt(self, task: GenerateTask) -> list[int]:
-        """Token ids; of a prompt far beyond the context some number beyond it."""
+    def _prompt(self, task: GenerateTask) -> _Prompt:
         tokenizer, most = self._serving.tokenizer, _COUNTED * self.info.context_length
         if isinstance(task, ChatTask):
             if self._template is None:
                 raise Unsupported(f"{self._serving.uid} has no chat template.", hint="Use /v1/completions.")
             text = self._template.render(task.messages, tools=task.tools, **task.template_args)
-            return tokenizer.encode(text, special=False, limit=most)
+            ids = tokenizer.encode(text, special=False, limit=most)
+            return _Prompt(ids, text, self._template.source(task.tools))
         if isinstance(task.prompt, str):
-            return tokenizer.encode(task.prompt, special=True, limit=most)
-        return check_ids(task.prompt, self._serving.facts, param="prompt")
+            return _Prompt(tokenizer.encode(task.prompt, special=True, limit=most), task.prompt)
+        return _Prompt(check_ids(task.prompt, self._serving.facts, param="prompt"), None)
+
+    def _check_task(self, task: GenerateTask) -> None:
+        facts = self._serving.facts
+        check_ids(tuple(task.sampling.logit_bias), facts, param="logit_bias")
+        check_ids(task.stopping.stop_token_ids, facts, param="stop_token_ids")
+        if task.logprobs is None:
+            return
+        if not 0 <= task.logprobs <= MOST_LOGPROBS:
+            said = f"{task.logprobs} alternatives of each token are asked for; 0 to {MOST_LOGPROBS} are told."
+            raise InvalidRequest(said, param="logprobs")
+        if isinstance(task, CompletionTask) and task.echo:
+            raise Unsupported("echo and logprobs are not served together: a prompt has none.", param="logprobs")
 
     def _check_prompt(self, prompt: list[int]) -> None:
         limit = self.info.context_length
@@ -93,18 +138,42 @@ class GenerateModel(ServedModel):
                 param="messages",
             )
 
-    def _start(self, task: GenerateTask, prompt: list[int], index: int, answer: Answer) -> None:
-        """Hand one choice to the device. Without a seed every choice gets its own randomness."""
-        facts, rules = self._serving.facts, task.stopping
-        seed = None if task.sampling.seed is None else task.sampling.seed + index
+    def _start(self, task: GenerateTask, prompt: _Prompt, index: int, answer: Answer, guide: Guide | None) -> None:
+        """Hand one choice to the device."""
+        facts, rules, post = self._serving.facts, task.stopping, self._serving.loop.post
+        sequence = Sequence(next(self._ids), prompt.ids, max_new_tokens=self._most_tokens(rules, len(prompt.ids)))
+        if guide is not None:
+            guide.told = partial(post, partial(self._lane.resume, sequence.id))
         generation = Generation(
-            sequence=Sequence(next(self._ids), prompt, max_new_tokens=self._most_tokens(rules, len(prompt))),
-            sampler=Sampler(Rules.of(task.sampling, facts.generation), seed, prompt, facts.vocab_size, self._device),
-            stops=frozenset() if rules.ignore_eos else frozenset(facts.eos_token_ids),
+            sequence=sequence,
+            sampler=self._sampler(task, prompt, index, guide),
+            stops=frozenset(rules.stop_token_ids) | frozenset(() if rules.ignore_eos else facts.eos_token_ids),
             deliver=partial(self._arriving().deliver, answer, index),
+            guide=guide,
         )
-        answer.choices.append(Choice(generation.sequence.id, generation.stops, self._serving.tokenizer, rules.stop))
-        self._serving.loop.post(lambda: self._lane.add(generation))
+        parser = None
+        if isinstance(task, ChatTask):
+            parser = output_parser(prompt.template, prompt.text or "", task)
+        asks = task.logprobs is not None
+        tokenizer, stops = self._serving.tokenizer, generation.stops
+        answer.choices.append(Choice(sequence.id, stops, tokenizer, rules.stop, parser, logprobs=asks))
+        if index == 0:
+            answer.cached = lambda: sequence.cached_tokens
+        post(lambda: self._lane.add(generation))
+
+    def _sampler(self, task: GenerateTask, prompt: _Prompt, index: int, guide: Guide | None) -> Sampler:
+        """Without a seed every choice gets its own randomness."""
+        asked, facts = task.sampling, self._serving.facts
+        return Sampler(
+            Rules.of(asked, facts.generation),
+            None if asked.seed is None else asked.seed + index,
+            prompt.ids,
+            facts.vocab_size,
+            self._device,
+            bias=asked.logit_bias,
+            guide=guide,
+            logprobs=task.logprobs,
+        )
 
     def _most_tokens(self, rules: StopRules, prompt: int) -> int:
         room = self.info.context_length - prompt
@@ -116,3 +185,15 @@ class GenerateModel(ServedModel):
 
     def _cancel(self, sequence_id: int) -> None:
         self._serving.loop.post(partial(self._lane.cancel, sequence_id))
+
+
+async def _end(answer: Answer, guides: list[Guide]) -> None:
+    """Until all of it is there.
+
+    Raises:
+        InvalidRequest: a guide takes too long for a token.
+    """
+    while guides and not (await asyncio.wait([answer.done], timeout=_LOOK_SECONDS))[0]:
+        if any(guide.stuck for guide in guides):
+            raise too_slow()
+    await answer.done

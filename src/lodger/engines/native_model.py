@@ -20,6 +20,7 @@ from lodger.runtime.device_loop import DeviceLoop, ModelLane
 from lodger.runtime.kv import KVCache
 from lodger.runtime.recovery import is_out_of_memory
 from lodger.tasks import Delta, EmbedResult, EmbedTask, GenerateTask, RerankResult, RerankTask, TokensTask
+from lodger.text.grammar import GrammarThreads
 from lodger.text.tokenizer import Tokenizer
 
 Result = TypeVar("Result")
@@ -35,6 +36,7 @@ class Serving:
     tokenizer: Tokenizer
     loop: DeviceLoop
     pool: ThreadPoolExecutor  # for tokenising
+    grammars: GrammarThreads
     weights: Weights
     turn: Callable[[bool], None]  # is told that it sleeps, or that it is awake
     release: Callable[[], None]  # gives the weights back

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from lodger.errors import Cancelled, LodgerError
 from lodger.runtime.kv import KVCache
+from lodger.runtime.likely import Probable
 from lodger.runtime.recovery import run_or_split
 from lodger.runtime.runner import Runner
 from lodger.runtime.sampling import Sampler
@@ -16,11 +18,14 @@ from lodger.sched.arbiter import Claim, prefill_tokens
 from lodger.sched.blocks import BlockPool
 from lodger.sched.generate import GenerateScheduler
 from lodger.sched.sequence import Sequence
-from lodger.sched.step import GenerateStep, Lane, Row
+from lodger.sched.step import PENDING, GenerateStep, Lane, Row
 from lodger.tasks import FinishReason
 
 MAX_RUNNING = {"cpu": 64, "cuda": 256}  # sequences in one step: the rows of logits that the plan counts memory for
 _SMALLEST_CHUNK = 32  # tokens; a prompt is not split further when memory is short
+# Seconds that a step waits for guides, so that their chats go on together: while the device computes, and while nothing
+# else is to be done.
+_WAIT_BESIDE, _WAIT_ALONE = 0.002, 0.02
 
 
 class Made(NamedTuple):
@@ -29,6 +34,18 @@ class Made(NamedTuple):
     token: int | None = None
     finish: FinishReason | None = None
     error: LodgerError | None = None
+    probable: Probable | None = None  # where the token was chosen, for those who ask
+
+
+class Guide(Protocol):
+    """Says what an answer may go on with (`lodger.text.grammar.Guide`); from `advance` to `ready` it does not know."""
+
+    mask: bytes
+    over: bool
+    error: LodgerError | None
+    ready: bool
+
+    def advance(self, token: int) -> Future[None]: ...
 
 
 @dataclass(eq=False, slots=True)
@@ -39,6 +56,7 @@ class Generation:
     sampler: Sampler
     stops: frozenset[int]  # token ids that end the text and are not part of it
     deliver: Callable[[Made], None]  # called on the device's thread
+    guide: Guide | None = None  # `GenerateLane.resume` is called whenever it is ready again
     last: int = field(init=False)  # position of its last token
 
     def __post_init__(self) -> None:
@@ -65,6 +83,8 @@ class GenerateLane:
         self._cache = cache
         self._most = most
         self._generations: dict[int, Generation] = {}
+        self._guided: set[int] = set()  # sequences that have a guide
+        self._guides: dict[int, Future[None]] = {}  # sequence -> when its guide is ready; those waited for
         self.wake(runner)
 
     @property
@@ -98,12 +118,41 @@ class GenerateLane:
             generation.deliver(Made(error=Cancelled("the model sleeps.")))
             return
         self._generations[generation.sequence.id] = generation
+        if generation.guide is not None:
+            self._guided.add(generation.sequence.id)
         self._scheduler.add(generation.sequence)
 
     def cancel(self, sequence_id: int) -> None:
         """Nobody waits for this sequence any more; it gets no further word."""
         if self._generations.pop(sequence_id, None):
+            self._guided.discard(sequence_id)
             self._scheduler.cancel(sequence_id)
+
+    def resume(self, sequence_id: int) -> None:
+        """The guide of this sequence is ready, perhaps."""
+        generation = self._generations.get(sequence_id)
+        if generation is None or generation.guide is None or not generation.guide.ready:
+            return
+        sequence = generation.sequence
+        if sequence.tokens[-1] == PENDING:
+            return  # that was before its last step
+        if generation.guide.error is not None:
+            self._end(sequence_id, Made(error=generation.guide.error))
+        elif generation.guide.over:
+            self._end(sequence_id, Made(finish="stop"))
+        elif sequence.exhausted:
+            self._end(sequence_id, Made(finish="length"))
+        else:
+            sequence.held = False
+
+    def _ask_guides(self) -> None:
+        """Let those chats go on whose guides are ready, after a moment. Later ones call `resume`."""
+        if not self._guides:
+            return
+        guides, self._guides = self._guides, {}
+        wait(guides.values(), _WAIT_ALONE if self._launched is None else _WAIT_BESIDE)
+        for sequence_id in guides:
+            self.resume(sequence_id)
 
     def close(self) -> None:
         self._settle()
@@ -111,7 +160,11 @@ class GenerateLane:
             self._end(sequence_id, Made(error=Cancelled("the model was unloaded.")))
 
     def decode(self) -> None:
-        """One token of every running chat; on a GPU its result is delivered while the next step runs."""
+        """One token of every running chat; on a GPU its result is delivered while the next step runs.
+
+        A chat with a guide misses every other step beside others: its next token waits for the guide to know the last.
+        """
+        self._ask_guides()
         step = self._scheduler.next_decode(self._max_running)
         if step is None:
             self._settle()
@@ -160,6 +213,9 @@ class GenerateLane:
             self._settle()  # what the step before chose may be lost on the device
             raise
         self._scheduler.launched(step)
+        for row in rows if self._guided else ():
+            if row.sample and row.sequence in self._guided:
+                generations[row.sequence].sequence.held = True
         self._settle()
         self._launched = launched
         if not self._stepper.overlaps:
@@ -174,16 +230,21 @@ class GenerateLane:
         tokens = launched.tokens()
         chosen = {row.sequence: token for row, token in zip(sampled, tokens, strict=True)}
         self._scheduler.settle(launched.step, chosen)
-        for row, token in zip(sampled, tokens, strict=True):
+        likely = launched.likely()
+        for place, (row, token) in enumerate(zip(sampled, tokens, strict=True)):
             generation = self._generations.get(row.sequence)
             if generation is None:
                 continue  # it had ended before, or nobody waits any more
+            probable = likely.get(place)
             if token in generation.stops:
-                self._end(row.sequence, Made(token, finish="stop"))
+                self._end(row.sequence, Made(token, finish="stop", probable=probable))
+            elif generation.guide is not None:
+                self._guides[row.sequence] = generation.guide.advance(token)
+                generation.deliver(Made(token, probable=probable))
             elif row.start + len(row.tokens) >= generation.last:
-                self._end(row.sequence, Made(token, finish="length"))
+                self._end(row.sequence, Made(token, finish="length", probable=probable))
             else:
-                generation.deliver(Made(token))
+                generation.deliver(Made(token, probable=probable))
 
     def _halves(self, step: GenerateStep) -> tuple[GenerateStep, GenerateStep] | None:
         """Of a step that failed, with the tokens that were PENDING then."""
@@ -200,6 +261,7 @@ class GenerateLane:
 
     def _end(self, sequence_id: int, made: Made) -> None:
         self._scheduler.finish(sequence_id)
+        self._guided.discard(sequence_id)
         self._generations.pop(sequence_id).deliver(made)
 
 

@@ -1,13 +1,13 @@
 """How the next token is chosen from logits, for a whole step at once.
 
-The order of operations and their meaning are those of transformers' generation: penalties, temperature, top-k, top-p,
-min-p. Presence and frequency penalties are OpenAI's: they count generated tokens only.
+The order of operations and their meaning are those of transformers' generation: biases and masks, penalties,
+temperature, top-k, top-p, min-p. Presence and frequency penalties are OpenAI's: they count generated tokens only.
 
 A random choice takes one number in 0..1 from its sequence's own generator and looks it up in the cumulative
 distribution, so a seed gives the same text whatever else is in the batch.
 
 On a GPU that runs our kernels `kernels.sampling` does the same for all rows in three launches. What is here is the
-reference, and serves everywhere else.
+reference, and serves everywhere else. Rows with a bias or a mask are copied first: the logits stay what the model made.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from array import array
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import import_module
-from typing import Any, NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
@@ -26,6 +27,7 @@ from lodger.runtime.upload import staged, upload
 from lodger.tasks import SamplingParams
 
 AT_ONCE = 32  # rows at a time that are not simply the best token: their float32 copies bound the memory of a step
+_BAN, _BANNED = -100.0, -1e4  # OpenAI's bias that bans a token, and what it comes to: less only than not allowed
 _SMALLEST_TOP_P = 1e-9  # keeps the best token and what is equal to it
 _PROMPT = 1 << 30  # beyond every count of generated tokens
 _PREFILTER = 1024  # candidates looked at first for top-p; all of them where these do not hold enough probability
@@ -63,12 +65,39 @@ class Rules(NamedTuple):
         return self.top_k > 0 or self.top_p < 1
 
 
-class Sampler:
-    """The rules of one sequence and what they remember of it."""
+class Masking(Protocol):
+    """Says which tokens may come next."""
 
-    def __init__(self, rules: Rules, seed: int | None, prompt: Sequence[int], vocab_size: int, device: torch.device):
-        self.rules = rules
-        self.plain = rules.greedy and not rules.penalises  # simply the best token
+    mask: bytes  # one bit for each token, in int32 words
+
+
+class Sampler:
+    """The rules of one sequence and what they remember of it.
+
+    Args:
+        bias: by token, added to its logit.
+        guide: its mask is that of the token to be chosen.
+        logprobs: how many alternatives of each token are told (`likely`); None: not even its own probability.
+    """
+
+    def __init__(
+        self,
+        rules: Rules,
+        seed: int | None,
+        prompt: Sequence[int],
+        vocab_size: int,
+        device: torch.device,
+        *,
+        bias: Mapping[int, float] = MappingProxyType({}),
+        guide: Masking | None = None,
+        logprobs: int | None = None,
+    ) -> None:
+        self.rules, self.guide, self.logprobs = rules, guide, logprobs
+        self.takes_best = rules.greedy and not rules.penalises
+        self.edits = bool(bias) or guide is not None
+        self.plain = self.takes_best and not self.edits  # simply the token with the highest logit
+        self._bias = bias
+        self._biases: tuple[torch.Tensor, torch.Tensor] | None = None
         self._fixed = _numbers(rules, vocab_size)
         self._random = random.Random(seed)
         self._drawn: float | None = None  # for the token that is not accepted yet
@@ -86,6 +115,16 @@ class Sampler:
             self._one = memory.new_ones(1)
             self._memory = memory
         return self._memory
+
+    def add_bias(self, logits: torch.Tensor) -> None:
+        """To its own [vocab_size]."""
+        if not self._bias:
+            return
+        if self._biases is None:
+            numbers = [_BANNED if number <= _BAN else number for number in self._bias.values()]
+            ids = upload(list(self._bias), torch.int64, logits.device)
+            self._biases = ids, upload(numbers, logits.dtype, logits.device)
+        logits.index_add_(0, *self._biases)
 
     def draw(self) -> float:
         """The next random number, 0 <= number < 1. The same one until a token is accepted: a step may be repeated."""
@@ -150,16 +189,52 @@ def choose(logits: torch.Tensor, samplers: Sequence[Sampler], best: torch.Tensor
         [rows] int64 on the device.
     """
     chosen = logits.argmax(dim=-1) if best is None else best
-    others = [n for n, sampler in enumerate(samplers) if not sampler.plain]
+    special = [n for n, sampler in enumerate(samplers) if not sampler.plain]
+    _choose_others(chosen, logits, samplers, [n for n in special if not samplers[n].edits])
+    edited = [n for n in special if samplers[n].edits]
+    for start in range(0, len(edited), AT_ONCE):
+        rows = edited[start : start + AT_ONCE]
+        own, at = [samplers[n] for n in rows], upload(rows, torch.int64, logits.device)
+        values = _edited(logits[at], own)
+        found = values.argmax(dim=-1)
+        _choose_others(found, values, own, [n for n, sampler in enumerate(own) if not sampler.takes_best])
+        chosen[at] = found
+    return chosen
+
+
+def _choose_others(
+    chosen: torch.Tensor, logits: torch.Tensor, samplers: Sequence[Sampler], others: Sequence[int]
+) -> None:
+    """Write the choices of those rows that do not take the best token."""
     if others and (kernels := _kernels(logits.device)):
         rules = _rules(others, samplers, logits.device)
         kernels.draw(logits, rules, _places(others, samplers, logits.device), chosen)
-        return chosen
+        return
     for start in range(0, len(others), AT_ONCE):
         rows = others[start : start + AT_ONCE]
         own, at = [samplers[n] for n in rows], upload(rows, torch.int64, logits.device)
         chosen[at] = _choose(logits[at].float(), own)
-    return chosen
+
+
+def _edited(logits: torch.Tensor, samplers: Sequence[Sampler]) -> torch.Tensor:
+    """The same logits, with biases added, and -inf where a mask does not allow a token."""
+    for row, sampler in zip(logits, samplers, strict=True):
+        sampler.add_bias(row)
+    guided = [(n, sampler.guide.mask) for n, sampler in enumerate(samplers) if sampler.guide is not None]
+    if not guided:
+        return logits
+    flat = array("i")
+    for _, mask in guided:
+        flat.frombytes(mask)
+    words = staged(flat, torch.int32, logits.device).to(logits.device, non_blocking=True).view(len(guided), -1)
+    rows = [n for n, _ in guided]
+    if kernels := _kernels(logits.device):
+        kernels.forbid(logits, words, upload(rows, torch.int64, logits.device))
+        return logits
+    places = torch.arange(32, dtype=torch.int32, device=logits.device)
+    allowed = (words[:, :, None] >> places & 1).bool().flatten(1)[:, : logits.shape[1]]
+    logits[rows] = logits[rows].masked_fill(~allowed, -torch.inf)
+    return logits
 
 
 @cache

@@ -15,6 +15,7 @@ import torch
 from lodger.runtime import attention
 from lodger.runtime.decoder import DenseDecoder
 from lodger.runtime.kv import KVCache
+from lodger.runtime.likely import Probable, asked, probabilities, unpack
 from lodger.runtime.packed import PackedBatch, pack_rows
 from lodger.runtime.recovery import is_out_of_memory
 from lodger.runtime.runner import Runner
@@ -33,6 +34,8 @@ class Launched(NamedTuple):
     step: GenerateStep
     chosen: torch.Tensor  # [rows with `sample`] int64 in RAM, once `done`
     done: torch.cuda.Event | None
+    samplers: Sequence[Sampler]  # of these rows
+    packed: torch.Tensor | None  # their log probabilities, where anybody asks
 
     def tokens(self) -> list[int]:
         """The next token of each row with `sample`. Waits for the device."""
@@ -40,6 +43,10 @@ class Launched(NamedTuple):
             self.done.synchronize()
         tokens: list[int] = self.chosen.tolist()
         return tokens
+
+    def likely(self) -> dict[int, Probable]:
+        """What was probable where they were chosen, by their place among them, for those who ask; after `tokens`."""
+        return {} if self.packed is None else unpack(self.packed, self.samplers)
 
 
 class Stepper:
@@ -120,20 +127,25 @@ class Stepper:
             samplers: of each row with `sample`.
         """
         sampled = [n for n, row in enumerate(step.rows) if row.sample]
+        most = asked(samplers)
         if self._graphs is not None and self._graphs.serves(step):
             logits, best = self._graphs.run(step, self._places)
             chosen = choose(logits, samplers, best)
+            told = [] if most is None else probabilities(logits, chosen, samplers, most)
         else:
             hidden = self._ends(self._pack(step.rows), sampled)
             chosen = self._latest[: len(sampled)]
-            chosen.copy_(self._choose(hidden, samplers))
+            found, told = self._choose(hidden, samplers, most)
+            chosen.copy_(found)
+        packed = torch.cat(told) if told else None
         done = torch.cuda.Event() if self._on_gpu else None  # type: ignore[no-untyped-call]
         found = chosen.to("cpu", non_blocking=True) if done is not None else chosen.clone()
+        packed = packed.to("cpu", non_blocking=True) if packed is not None else None
         if done is not None:
             done.record()
         accept(chosen, samplers)
         self._places = {step.rows[n].sequence: place for place, n in enumerate(sampled)}
-        return Launched(step, found, done)
+        return Launched(step, found, done, samplers, packed)
 
     def _ends(self, batch: PackedBatch, wanted: Sequence[int]) -> torch.Tensor:
         """Hidden states of the last tokens of some of the batch's sequences."""
@@ -142,14 +154,21 @@ class Stepper:
             return self._chunks.run(batch).index_select(0, last)
         return self._runner.ends(batch, wanted, self._cache)
 
-    def _choose(self, hidden: torch.Tensor, samplers: Sequence[Sampler]) -> torch.Tensor:
-        """The next token of each row of hidden states. A GPU has memory for the logits of some rows at a time."""
+    def _choose(
+        self, hidden: torch.Tensor, samplers: Sequence[Sampler], most: int | None
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """The next token of each row of hidden states, and its log probabilities where `most` is a number. A GPU has
+        memory for the logits of some rows at a time."""
         lm_head = self._runner.lm_head
         assert lm_head is not None
         count = AT_ONCE if self._on_gpu else max(len(samplers), 1)
-        starts = range(0, len(samplers), count)
-        parts = [choose(lm_head(hidden[at : at + count]), samplers[at : at + count]) for at in starts]
-        return torch.cat(parts) if parts else self._latest[:0]
+        parts, told = [self._latest[:0]], []
+        for at in range(0, len(samplers), count):
+            logits, own = lm_head(hidden[at : at + count]), samplers[at : at + count]
+            parts.append(choose(logits, own))
+            if most is not None:
+                told += probabilities(logits, parts[-1], own, most)
+        return torch.cat(parts), told
 
     def _pack(self, rows: Sequence[Row]) -> PackedBatch:
         batch = pack_rows(rows, self._cache.block_size, self._runner.device)

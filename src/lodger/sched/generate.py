@@ -71,7 +71,7 @@ class GenerateScheduler:
 
     def has_decode(self) -> bool:
         """Some sequence is ready for its next token."""
-        return bool(self._ready)
+        return any(not sequence.held for sequence in self._ready)
 
     def add(self, sequence: Sequence) -> None:
         """Queue a new sequence.
@@ -100,7 +100,7 @@ class GenerateScheduler:
         self.cancel(sequence_id)
 
     def next_decode(self, token_budget: int) -> GenerateStep | None:
-        """One token of every prefilled sequence; in turns where there are more than the budget.
+        """One token of every prefilled sequence that nobody holds; in turns where there are more than the budget.
 
         Without a free block the newest running sequence goes back to the queue, again and again until there is one.
         """
@@ -114,9 +114,10 @@ class GenerateScheduler:
 
     def _turn(self, most: int) -> list[Sequence]:
         """Those that get their next token now, the oldest first."""
-        if len(self._ready) <= most:
-            return self._ready.copy()
-        chosen = sorted(self._ready, key=lambda s: (s.arrival <= self._last_decoded, s.arrival))[:most]
+        ready = [sequence for sequence in self._ready if not sequence.held]
+        if len(ready) <= most:
+            return ready
+        chosen = sorted(ready, key=lambda s: (s.arrival <= self._last_decoded, s.arrival))[:most]
         self._last_decoded = chosen[-1].arrival
         return sorted(chosen, key=_arrival)
 
@@ -197,7 +198,7 @@ class GenerateScheduler:
         if len(self._running) >= self._max_running:
             return None
         for sequence in islice(self._waiting, self._max_running):
-            if sequence.tokens[-1] == PENDING:
+            if sequence.held or sequence.tokens[-1] == PENDING:
                 continue  # preempted a moment ago
             digests = self._digests[sequence.id]
             cached = self._pool.lookup(digests)

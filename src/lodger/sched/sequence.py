@@ -11,7 +11,8 @@ class Sequence:
     """Known tokens, how many of them have keys and values in the cache, and where those lie.
 
     `tokens` is the prompt followed by what was generated; `blocks` is the block table from position 0, the same object
-    until it changes. The first `computed` tokens are in the cache. `GenerateScheduler` alone changes any of them.
+    until it changes. The first `computed` tokens are in the cache. `GenerateScheduler` alone changes any of them, but
+    for `held`: the owner of a sequence may hold it back until it knows what may come next.
     """
 
     __slots__ = (
@@ -19,6 +20,7 @@ class Sequence:
         "blocks",
         "cached_tokens",
         "computed",
+        "held",
         "id",
         "max_new_tokens",
         "preemptions",
@@ -37,6 +39,7 @@ class Sequence:
         self.blocks: tuple[int, ...] = ()
         self.cached_tokens = 0  # prompt tokens taken from the prefix cache when it was first admitted
         self.preemptions = 0
+        self.held = False  # no step takes it
         self.arrival = 0  # place in the order of `add`; set by the scheduler
 
     @property

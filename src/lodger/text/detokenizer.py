@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 _UNFINISHED = "�"  # what a decoder makes of bytes that are no character, or not yet
@@ -82,3 +82,21 @@ class WindowDetokenizer:
     def _restart(self, keep: int, held: int = 0) -> None:
         del self._window[:-keep]
         self._shown = max(len(self._decode(self._window)) - held, 0)
+
+
+class MarkDetokenizer:
+    """Another one, with the text of tokens that it would not show.
+
+    Args:
+        marks: token id -> its text.
+    """
+
+    def __init__(self, plain: Detokenizer, marks: Mapping[int, str]) -> None:
+        self._plain, self._marks = plain, marks
+
+    def push(self, token_id: int) -> str:
+        mark = self._marks.get(token_id)
+        return self._plain.push(token_id) if mark is None else self._plain.flush() + mark
+
+    def flush(self) -> str:
+        return self._plain.flush()

@@ -45,6 +45,7 @@ class ChatTemplate:
     ) -> None:
         environment = sandbox(now)
         self._templates = {name: compile_template(environment, source) for name, source in sources.items()}
+        self._sources = sources
         self._tokens = tokens
         self._wants_parts = self._shows_only([{"type": "text", "text": _PROBE}])
 
@@ -60,6 +61,10 @@ class ChatTemplate:
         named = {**read_json(Path(folder), "special_tokens_map.json"), **config}
         tokens = {name: _token_text(named[name]) for name in _SPECIAL if named.get(name)}
         return cls(sources, tokens) if sources else None
+
+    def source(self, tools: Sequence[dict[str, Any]]) -> str:
+        """The Jinja text of the template that is taken for a conversation with these tools."""
+        return self._sources[self._name(tools)]
 
     def render(
         self,
@@ -85,9 +90,11 @@ class ChatTemplate:
         conversation = [_plain(message, place) for place, message in enumerate(messages)]
         if self._wants_parts:
             conversation = [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in conversation]
-        template = self._templates.get("tool_use") if tools else None
         names = {**self._tokens, "add_generation_prompt": add_generation_prompt, **args}
-        return self._write(template or self._templates["default"], conversation, tools=list(tools) or None, **names)
+        return self._write(self._templates[self._name(tools)], conversation, tools=list(tools) or None, **names)
+
+    def _name(self, tools: Sequence[dict[str, Any]]) -> str:
+        return "tool_use" if tools and "tool_use" in self._templates else "default"
 
     def _write(self, template: jinja2.Template, messages: list[Message], **names: Any) -> str:
         pieces: list[str] = []

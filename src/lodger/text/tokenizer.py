@@ -10,6 +10,7 @@ that many tokens, so 10 MB against a limit of 512 tokens take milliseconds.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -19,12 +20,13 @@ import tokenizers
 from tokenizers import decoders, normalizers
 
 from lodger.text.byte_level import token_bytes
-from lodger.text.detokenizer import ByteDetokenizer, Detokenizer, WindowDetokenizer
+from lodger.text.detokenizer import ByteDetokenizer, Detokenizer, MarkDetokenizer, WindowDetokenizer
 from lodger.text.files import read_json, read_well_formed
 from lodger.text.frame import Encoded, read_frame
 
 _CHARS_PER_TOKEN = 16  # first guess of how much text gives enough tokens; where it does not, `_GROWTH` times as much
 _GROWTH = 8
+_BYTE = re.compile("<0x([0-9A-F]{2})>")  # a byte of a character that the vocabulary lacks
 _MARGIN = 64  # tokens before a cut that may differ from those of the whole text
 
 
@@ -121,15 +123,35 @@ class Tokenizer:
         """The tokens' own spelling in the vocabulary; empty for an id that there is not."""
         return [(self._backend.id_to_token(id) if 0 <= id < 2**32 else None) or "" for id in ids]
 
+    @property
+    def special(self) -> frozenset[int]:
+        """Ids of tokens that are no text: beginnings, ends, and marks between messages."""
+        return frozenset(self._special)
+
+    def bytes_of(self, id: int) -> bytes:
+        """What a token stands for within a text; a special one for its own spelling. Empty for an id that is none."""
+        token = self._backend.id_to_token(id) or ""
+        if id in self._special:
+            return token.encode()
+        if isinstance(self._backend.decoder, decoders.ByteLevel):
+            return token_bytes(token)
+        if byte := _BYTE.fullmatch(token):
+            return bytes([int(byte[1], 16)])
+        return token.replace("▁", " ").encode()
+
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         text: str = self._backend.decode(ids, skip_special_tokens=skip_special)
         return text
 
-    def detokenizer(self) -> Detokenizer:
-        """Text of one generation, token by token, without special tokens."""
+    def detokenizer(self, shown: Sequence[str] = ()) -> Detokenizer:
+        """Text of one generation, token by token, without special tokens but those `shown`."""
+        plain: Detokenizer
         if isinstance(self._backend.decoder, decoders.ByteLevel):
-            return ByteDetokenizer(self._piece)
-        return WindowDetokenizer(self._decode_window)
+            plain = ByteDetokenizer(self._piece)
+        else:
+            plain = WindowDetokenizer(self._decode_window)
+        marks = {id: token for token in shown if (id := self.id_of(token)) is not None and id in self._special}
+        return MarkDetokenizer(plain, marks) if marks else plain
 
     def _piece(self, id: int) -> str | bytes:
         """What a byte-level decoder makes of a token, or its bytes where they are not whole characters."""

@@ -52,6 +52,18 @@ def draw(logits: torch.Tensor, rules: torch.Tensor, places: torch.Tensor, chosen
     _pick[(rows,)](*given, values, tokens, counts, chosen, **same, **padded, num_warps=8)
 
 
+def forbid(logits: torch.Tensor, allowed: torch.Tensor, rows: torch.Tensor) -> None:
+    """Tokens that are not allowed get -inf.
+
+    Args:
+        logits: [any, vocab_size], the last dimension contiguous; changed.
+        allowed: [rows, words] int32: one bit for each token, the lowest of a word first.
+        rows: [rows] int64: which of `logits`.
+    """
+    grid = len(rows), triton.cdiv(logits.shape[-1], CHUNK)
+    _forbid[grid](logits, allowed, rows, logits.stride(0), allowed.shape[1], logits.shape[-1], CHUNK=CHUNK, num_warps=4)
+
+
 def count(chosen: torch.Tensor, places: torch.Tensor) -> None:
     """One more of the chosen token in the memory of each row that has one. `places` as for `draw`."""
     _count[(len(places),)](chosen, places, num_warps=1)
@@ -131,11 +143,11 @@ def _gather(
     if ranked | (min_p > 0):
         for at_chunk in range(chunks):
             own = tl.load(peaks + at_chunk)
-            if _key(own) >= low:
+            if (_key(own) >= low) & (own > float("-inf")):
                 at = at_chunk * CHUNK + tl.arange(0, CHUNK)
                 x = _scaled(logits, memory, at, at < vocab_size, rules, PROMPT)
                 if ranked:
-                    taken = (_key(x) >= low) & (at < vocab_size)
+                    taken = (_key(x) >= low) & (x > float("-inf"))
                     place = found + tl.cumsum(taken.to(tl.int32), 0) - 1
                     fits = taken & (place < CANDIDATES)
                     tl.store(values + row * CANDIDATES + place, x, mask=fits)
@@ -293,6 +305,15 @@ def _pick(
         )  # fmt: skip
     # Logits that are no numbers have no such token. A negative one would be read as an address by the next step.
     tl.store(chosen + place, tl.maximum(token, 0).to(tl.int64))
+
+
+@triton.jit
+def _forbid(logits, allowed, rows, stride, words, vocab_size, CHUNK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    at = tl.program_id(1) * CHUNK + tl.arange(0, CHUNK)
+    word = tl.load(allowed + row * words + at // 32, mask=at // 32 < words, other=0)
+    banned = ((word >> (at % 32)) & 1) == 0
+    tl.store(logits + tl.load(rows + row) * stride + at, float("-inf"), mask=banned & (at < vocab_size))
 
 
 @triton.jit
