@@ -59,6 +59,8 @@ READ = [
     (MISTRAL, "[1] is a footnote", Piece("[1] is a footnote")),
     (CODER, CODED, Piece(calls=(PARIS,))),
     (CODER, TWICE, Piece(calls=(NOW, NOW))),
+    (CODER, CODED.replace("\n</function>", "x</function>"), Piece(CODED.replace("\n</function>", "x</function>"))),
+    (CODER, CODED.replace("<parameter=city>", ""), Piece(CODED.replace("<parameter=city>", ""))),
     (CODER, "Now: <function=now>\n</function>", Piece("Now:", calls=(NOW,))),
     (CODER, "<tool_call>\n<function=now>\nno", Piece("<tool_call>\n<function=now>\nno")),
     (PLAIN, f"[{ONE}, {TWO}]", Piece(calls=(PARIS, NOW))),
@@ -132,6 +134,13 @@ def test_values_of_the_coders_format_have_the_types_of_the_tool() -> None:
     (call,) = read(CODER, [f"<tool_call>\n<function=weather>\n{body}</function>\n</tool_call>"]).calls
     expected = {"city": "42\n</tool_call>", "days": 7, "near": True, "other": ["a"], "free": "so it is"}
     assert json.loads(call.arguments) == expected
+
+
+def test_who_writes_about_calls_is_not_read_over_and_over() -> None:
+    text = "<tool_call>{" * 17 + hermes(ONE)
+    assert read(templates.QWEN2, [text]) == read(templates.QWEN2, list(text)) == Piece(text)
+    text = "<tool_call>{" * 15 + "}" * 15 + hermes(ONE)
+    assert read(templates.QWEN2, [text]).calls == (PARIS,)
 
 
 @pytest.mark.parametrize("value", ["NaN", "[" * 100_000 + "]" * 100_000, "9" * 5000, '"\\ud800"'])

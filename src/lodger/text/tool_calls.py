@@ -9,6 +9,7 @@ from lodger.text.marks import first_mark, sure
 from lodger.text.tool_formats.base import Block, Tool, ToolFormat
 
 _VALUE = ("{", "[")
+_MOST_BROKEN = 16  # blocks: reading on after one costs as much as the rest of the text is long
 
 
 class CallFinder:
@@ -25,6 +26,7 @@ class CallFinder:
         self._bare = form.bare  # a block without a mark may begin here
         self._between = False  # nothing has come since the last call
         self._called = False
+        self._broken = 0
 
     def push(self, text: str) -> tuple[str, tuple[ToolCall, ...]]:
         """The text that can be shown now, and the calls that are whole."""
@@ -59,6 +61,9 @@ class CallFinder:
         """Text up to where a block begins, which is then open, or as far as it is sure to be text."""
         if self._between:
             self._held = self._held.lstrip(self._format.between)
+        if self._broken >= _MOST_BROKEN:
+            shown, self._held = self._held, ""
+            return shown
         if self._bare and self._begins_bare(final):
             return ""
         if found := first_mark(self._held, self._format.opens):
@@ -91,6 +96,7 @@ class CallFinder:
         shown, self._held = self._space + self._held[:length], self._held[length:]
         self._block = None
         self._bare = self._between = False
+        self._broken += 1
         return shown
 
     def _allowed(self, made: tuple[ToolCall, ...]) -> tuple[ToolCall, ...]:

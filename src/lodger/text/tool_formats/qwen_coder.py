@@ -21,8 +21,11 @@ from lodger.text.tool_formats.base import (
 )
 from lodger.text.tool_formats.json_value import parse, write
 
-_FUNCTION = re.compile(r"<function=([^>\n]+)>(.*?)</function>(?=\s*(?:<function=|</tool_call>|$))", re.DOTALL)
-_PARAMETER = re.compile(r"<parameter=([^>\n]+)>(.*?)</parameter>(?=\s*(?:<parameter=|$))", re.DOTALL)
+# An end counts where another part or nothing follows: values may hold anything.
+_END_OF_FUNCTION = re.compile(r"</function>\s*(?=<function=|</tool_call>|\Z)")
+_END_OF_PARAMETER = re.compile(r"</parameter>\s*(?=<parameter=|\Z)")
+_FUNCTION = re.compile(r"\s*<function=([^>\n]+)>(.*)", re.DOTALL)
+_PARAMETER = re.compile(r"\s*<parameter=([^>\n]+)>(.*)", re.DOTALL)
 _CLOSING, _LAST = "</tool_call>", "</function>"
 
 
@@ -53,13 +56,13 @@ class QwenCoder:
         return _XmlBlock()
 
     def read(self, block: str, tools: Sequence[Tool]) -> tuple[ToolCall, ...]:
-        inside = block.removeprefix("<tool_call>").strip()
-        found = list(_FUNCTION.finditer(inside))
-        rest = _FUNCTION.sub("", inside).replace(_CLOSING, "").strip()
+        *functions, rest = _END_OF_FUNCTION.split(block.removeprefix("<tool_call>"))
         types = {name_of(tool): parameters_of(tool) for tool in tools}
-        if rest or not found:
+        try:
+            calls = tuple(_call(function, types) for function in functions)
+        except ValueError:
             return ()
-        return tuple(_call(each.group(1).strip(), each.group(2), types) for each in found)
+        return calls if rest.strip() in ("", _CLOSING) else ()
 
     def grammar(self, tools: Sequence[Tool], *, several: bool) -> str:
         one = f"{literal('<tool_call>' + chr(10))} call {literal(chr(10) + _CLOSING)}"
@@ -73,14 +76,27 @@ class QwenCoder:
 FORMAT = QwenCoder()
 
 
-def _call(name: str, body: str, types: dict[str, Any]) -> ToolCall:
+def _call(function: str, types: dict[str, Any]) -> ToolCall:
+    """
+    Raises:
+        ValueError: it is broken.
+    """
+    name, body = _parts(_FUNCTION, function)
     declared = types.get(name, {}).get("properties")
     properties = declared if isinstance(declared, dict) else {}
-    arguments = {}
-    for found in _PARAMETER.finditer(body):
-        key = found.group(1).strip()
-        arguments[key] = _value(found.group(2), properties.get(key))
-    return ToolCall(name, write(arguments))
+    *parameters, rest = _END_OF_PARAMETER.split(body)
+    if rest.strip():
+        raise ValueError("text between the parameters")
+    pairs = [_parts(_PARAMETER, parameter) for parameter in parameters]
+    return ToolCall(name, write({key: _value(value, properties.get(key)) for key, value in pairs}))
+
+
+def _parts(pattern: re.Pattern[str], text: str) -> tuple[str, str]:
+    """What stands in the opening mark, and after it."""
+    found = pattern.fullmatch(text)
+    if found is None:
+        raise ValueError("no opening mark")
+    return found[1].strip(), found[2]
 
 
 def _value(text: str, schema: Any) -> Any:
