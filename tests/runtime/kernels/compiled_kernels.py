@@ -84,6 +84,8 @@ def launches(capability: int) -> Iterator[tuple[str, Callable[[], Any]]]:
     rules, places = torch.empty(8, sampling.RULES, device="meta"), torch.empty(8, 2, dtype=torch.int64, device="meta")
     yield "a drawn token", lambda: sampling.draw(empty(8, 151_936), rules, places, tokens)
     yield "a token counted", lambda: sampling.count(tokens, places)
+    rows = torch.empty(8, dtype=torch.int64, device="meta")
+    yield "tokens forbidden", lambda: sampling.forbid(empty(8, 151_936), integers(8, 4748), rows)
     yield from _encoder(empty(1024))
     yield from _products(capability)
 
