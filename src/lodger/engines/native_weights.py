@@ -40,10 +40,17 @@ class Weights:
         self._users[uid] = False
         if self._runner is None or any(self._users.values()):
             return
-        self._runner.forget()
-        if not (keep and _parked(self._runner)):
+        kept = keep and _parked(self._runner)
+        if not kept or self._moves:
+            self._runner.forget()
+        if not kept:
             self._runner = None
         trim()
+
+    @property
+    def _moves(self) -> bool:
+        """What was captured with their addresses is of no use once they slept."""
+        return not (self._runner and self._runner.arena and self._runner.arena.addresses_kept)
 
     def leave(self, uid: str) -> bool:
         """`uid` is gone; whether it was the last."""

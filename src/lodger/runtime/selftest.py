@@ -102,18 +102,28 @@ class SelfTest:
 def _streamed_float32(model: torch.nn.Module) -> Iterator[None]:
     """Modules compute in float32 whatever their parameters are stored in, and convert them only for that moment.
 
-    Of an embedding the rows are converted that were looked up, not the table.
+    Of an embedding the rows are converted that were looked up, not the table. All are converted to the same place: the
+    pages of a new one for each would take longer than the products.
     """
     stored: dict[torch.nn.Module, dict[str, Any]] = {}
+    room = torch.empty(max(map(_own_size, model.modules())))
+    begun: list[int] = []  # where modules that run inside of each other have their parameters
 
     def widen(module: torch.nn.Module, _: Any) -> None:
         stored[module] = dict(module._parameters)
+        at = begun[-1] if begun else 0
         for name, parameter in stored[module].items():
             if parameter is not None:
-                module._parameters[name] = torch.nn.Parameter(parameter.float(), requires_grad=False)
+                end = at + parameter.numel()
+                wide = room[at:end] if end <= len(room) else torch.empty(parameter.numel())
+                wide = wide.view(parameter.shape).copy_(parameter)
+                module._parameters[name] = torch.nn.Parameter(wide, requires_grad=False)
+                at = end
+        begun.append(at)
 
     def restore(module: torch.nn.Module, _: Any, __: Any) -> None:
         module._parameters.update(stored.pop(module))
+        begun.pop()
 
     handles = []
     for module in model.modules():
@@ -127,3 +137,10 @@ def _streamed_float32(model: torch.nn.Module) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _own_size(module: torch.nn.Module) -> int:
+    """Numbers of the parameters that a module has itself, a table not counted."""
+    if isinstance(module, torch.nn.Embedding):
+        return 0
+    return sum(parameter.numel() for parameter in module.parameters(recurse=False))
