@@ -146,6 +146,7 @@ class Delta(msgspec.Struct, frozen=True, array_like=True, gc=False):
     reasoning: str = ""  # thought, which stands before the text
     calls: tuple[ToolCall, ...] = ()
     logprobs: tuple[TokenLogprobs, ...] = ()  # of the tokens made since the delta before
+    stopped_by: str | None = None  # the stop string that ended it, which is not part of the text
 
 
 class SparseVector(msgspec.Struct, frozen=True, kw_only=True):

@@ -63,6 +63,14 @@ def test_why_an_answer_ended(served: Served, reason: Any, said: str) -> None:
     assert post(served)["stop_reason"] == said
 
 
+def test_the_stop_sequence_that_ended_an_answer_is_named(served: Served) -> None:
+    served.service.script = says(Delta(0, "a", "stop", Usage(1, 1), stopped_by="END"))
+    message = post(served, stop_sequences=["END"])
+    assert (message["stop_reason"], message["stop_sequence"]) == ("stop_sequence", "END")
+    told = events(served.ask("POST", "/v1/messages", {**ASK, "stop_sequences": ["END"], "stream": True}).body)
+    assert told[-2][1]["delta"] == {"stop_reason": "stop_sequence", "stop_sequence": "END"}
+
+
 def test_the_events_of_a_stream(served: Served) -> None:
     served.service.script = says(*ANSWER)
     told = events(served.ask("POST", "/v1/messages", {**ASK, "tools": [NOW], "stream": True}).body)

@@ -74,7 +74,7 @@ def test_xinferences_client_launches_lists_describes_and_terminates(client: REST
     )
     assert uid == "Qwen3-Instruct"
     listed = client.list_models()[uid]
-    assert (listed["model_type"], listed["model_ability"], listed["context_length"]) == ("LLM", ["chat"], 4096)
+    assert (listed["model_type"], listed["model_ability"], listed["context_length"]) == ("LLM", ["chat", "tools"], 4096)
     assert client.describe_model(uid)["model_size_in_billions"] == "4"
     assert client.get_instance_info("Qwen3-Instruct", uid)[0]["status"] == "READY"
     assert client.get_launch_model_progress(uid)["progress"] == 1.0

@@ -120,10 +120,10 @@ def test_what_waits_together_keeps_thought_calls_and_log_probabilities() -> None
                 Delta(reasoning="so ", logprobs=(told[0],)),
                 Delta(reasoning="be it"),
                 Delta(text="well", calls=(calls[0],), logprobs=(told[1], told[2])),
-                Delta(calls=(calls[1],), finish_reason="tool_calls", usage=END),
+                Delta(calls=(calls[1],), finish_reason="tool_calls", usage=END, stopped_by="."),
             )
             worker.post(m.Tokens(tuple((id, part) for part in parts)))
-            assert await first == Delta(0, "well", "tool_calls", END, "so be it", tuple(calls), tuple(told))
+            assert await first == Delta(0, "well", "tool_calls", END, "so be it", tuple(calls), tuple(told), ".")
             assert [delta async for delta in deltas] == []
 
     run(main())

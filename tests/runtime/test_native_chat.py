@@ -161,7 +161,7 @@ def test_a_stop_string_ends_the_text_before_it(serve: Callable[..., Any]) -> Non
     stop = whole[20:23]
     deltas = run(collect(model.generate(task(PROMPTS[3], 40, stop=(stop, "never")))))
     assert text(deltas) == whole[: whole.index(stop)]
-    assert deltas[-1].finish_reason == "stop"
+    assert (deltas[-1].finish_reason, deltas[-1].stopped_by) == ("stop", stop)
     assert deltas[-1].usage is not None
     assert deltas[-1].usage.completion_tokens < 40
 

@@ -50,8 +50,10 @@ def test_only_what_may_become_a_stop_is_held_back() -> None:
 
 
 def test_after_a_stop_nothing_more_comes() -> None:
-    matcher = StopMatcher(("x",))
+    matcher = StopMatcher(("y", "x"))
+    assert matcher.met is None
     assert matcher.push("axb") == ("a", True)
+    assert matcher.met == "x"
     assert matcher.push("more") == ("", True)
     assert matcher.flush() == ""
 

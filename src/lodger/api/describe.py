@@ -67,10 +67,12 @@ def model_name(model: ModelStatus) -> str:
 
 
 def abilities(model: ModelStatus) -> list[str]:
-    """ "chat" without "generate", which Dify's helper would prefer; not "tools" while calls are not parsed back."""
+    """ "chat" without "generate", which Dify's helper would prefer; "tools" where the chat template knows of them."""
     kind = model.facts.kind if model.facts else model.spec.kind
+    if kind == "chat" and model.facts is not None and not model.facts.chat_template:
+        return ["generate"]
     if kind == "chat":
-        return ["chat"] if model.facts is None or model.facts.chat_template else ["generate"]
+        return ["chat", "tools"] if model.facts is not None and model.facts.tools else ["chat"]
     return ABILITIES.get(kind or "", [])
 
 

@@ -27,6 +27,7 @@ class Choice:
     calls: list[ToolCall] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     finish_reason: FinishReason | None = None
+    stopped_by: str | None = None
 
     @property
     def text(self) -> str:
@@ -43,6 +44,7 @@ class Choice:
         self.logprobs += delta.logprobs
         if delta.finish_reason is not None:
             self.finish_reason = finished(delta.finish_reason, bool(self.calls))
+            self.stopped_by = delta.stopped_by
 
 
 def finished(reason: FinishReason, called: bool) -> FinishReason:

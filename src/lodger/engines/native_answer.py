@@ -89,6 +89,7 @@ class Answer:
                     shown.piece.reasoning,
                     shown.piece.calls,
                     choice.take_logprobs(),
+                    choice.stopped_by,
                 )
             )
         if usage is not None:
@@ -163,6 +164,11 @@ class Choice:
             self._logprobs.text(whole, len(text), end=self.finished and not stopped)
         piece = self._parse(text, made.token is not None)
         return Shown(piece, self._reason(made.finish, stopped))
+
+    @property
+    def stopped_by(self) -> str | None:
+        """The stop string that ended it."""
+        return self._matcher.met if self._matcher is not None else None
 
     def take_logprobs(self) -> tuple[TokenLogprobs, ...]:
         """Of the tokens of what is shown now."""

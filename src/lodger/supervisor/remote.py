@@ -242,6 +242,7 @@ def _joined(first: Delta, second: Delta) -> Delta:
         first.reasoning + second.reasoning,
         first.calls + second.calls,
         first.logprobs + second.logprobs,
+        second.stopped_by,
     )
 
 

@@ -8,27 +8,30 @@ class StopMatcher:
 
     Only what may still become a stop string is held back, and how the text is cut into pieces changes nothing in what
     comes out in all.
+
+    Attributes:
+        met: the stop string that ended the text.
     """
 
     def __init__(self, stops: tuple[str, ...]) -> None:
         self._stops = tuple(stop for stop in stops if stop)
         self._held = ""
-        self._stopped = False
+        self.met: str | None = None
 
     def push(self, text: str) -> tuple[str, bool]:
         """What can be shown now, and whether a stop string was met. After that nothing more comes."""
-        if self._stopped:
+        if self.met is not None:
             return "", True
         self._held += text
-        found = [(at + len(stop), at) for stop in self._stops if (at := self._held.find(stop)) >= 0]
+        found = [(at + len(stop), at, stop) for stop in self._stops if (at := self._held.find(stop)) >= 0]
         if found:
-            self._stopped = True
-            return self._release(min(found)[1]), True
+            _, at, self.met = min(found)
+            return self._release(at), True
         return self._release(len(self._held) - self._unsure()), False
 
     def flush(self) -> str:
         """The text has ended: what was held back, which is nothing after a stop."""
-        return "" if self._stopped else self._release(len(self._held))
+        return "" if self.met is not None else self._release(len(self._held))
 
     def _release(self, length: int) -> str:
         text, self._held = self._held[:length], self._held[length:]

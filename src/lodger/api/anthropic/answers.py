@@ -46,11 +46,12 @@ def whole(head: dict[str, Any], choice: Choice, usage: Usage) -> dict[str, Any]:
     if choice.text:
         content.append({"type": "text", "text": choice.text})
     content += [_tool_use(call) | {"input": msgspec.Raw(call.arguments.encode())} for call in choice.calls]
-    return head | {"content": content, **_ended(choice.finish_reason), "usage": count(usage)}
+    return head | {"content": content, **_ended(choice.finish_reason, choice.stopped_by), "usage": count(usage)}
 
 
-def _ended(reason: FinishReason | None) -> dict[str, Any]:
-    return {"stop_reason": _REASONS[reason or "stop"], "stop_sequence": None}
+def _ended(reason: FinishReason | None, stopped_by: str | None) -> dict[str, Any]:
+    said = "stop_sequence" if reason == "stop" and stopped_by is not None else _REASONS[reason or "stop"]
+    return {"stop_reason": said, "stop_sequence": stopped_by}
 
 
 def _thinking(text: str) -> dict[str, Any]:
@@ -76,6 +77,7 @@ class MessageEvents:
         self._piece = EventTemplate(SLOT)
         self._calls: list[ToolCall] = []
         self._reason: FinishReason | None = None
+        self._stopped_by: str | None = None
         self._usage = Usage()
 
     def feed(self, delta: Delta) -> bytes:
@@ -89,12 +91,13 @@ class MessageEvents:
             events += self._show("text", {"type": "text", "text": ""}, delta.text)
         if delta.finish_reason:
             self._reason = finished(delta.finish_reason, bool(self._calls))
+            self._stopped_by = delta.stopped_by
             events += self._close() + b"".join(map(self._call, self._calls))
         return events
 
     def end(self) -> bytes:
         """The usage of the whole request has come by now."""
-        told = _event("message_delta", delta=_ended(self._reason), usage=count(self._usage))
+        told = _event("message_delta", delta=_ended(self._reason, self._stopped_by), usage=count(self._usage))
         return told + _event("message_stop")
 
     def _show(self, kind: str, block: dict[str, Any], text: str) -> bytes:
