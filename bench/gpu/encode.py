@@ -80,7 +80,7 @@ def serve(lane: EncodeLane, work: list[Job]) -> dict[str, float]:
         claims = list(lane.claims(lane.step_tokens))
         before = time.perf_counter()
         for claim in claims:
-            lane.micro_step(claim.lane, claim.tokens)
+            lane.micro_step(claim.lane, lane.step_tokens)
         host, steps = host + time.perf_counter() - before, steps + len(claims)
         lane.deliver(wait=not claims)
     spent = max(done) - start

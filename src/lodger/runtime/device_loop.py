@@ -16,11 +16,12 @@ from typing import Protocol
 from lodger.errors import InternalError
 from lodger.runtime.runner import Runner
 from lodger.runtime.stopwatch import Mark, Stopwatch
+from lodger.runtime.upload import stock
 from lodger.sched.arbiter import Arbiter, Claim, micro_step_tokens
 from lodger.sched.pace import Pace
 from lodger.sched.step import Lane
 
-AHEAD = 3  # steps beside chats that are launched and not done: one is computed, the others wait behind it
+AHEAD = 2  # steps beside chats that are launched and not done: one is computed, the other waits behind it
 
 
 class ModelLane(Protocol):
@@ -96,7 +97,8 @@ class DeviceLoop:
         self._inbox: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._lanes: dict[str, ModelLane] = {}
         self._arbiter, self._beside, self._pace = Arbiter(), Arbiter(), Pace()
-        self._stopwatch = Stopwatch(on_gpu=device.startswith("cuda"))
+        self._on_gpu = device.startswith("cuda")
+        self._stopwatch = Stopwatch(self._on_gpu)
         self._thread = threading.Thread(target=self._run, name=f"device {device}", daemon=True)
         self._thread.start()
 
@@ -134,6 +136,8 @@ class DeviceLoop:
         self._thread.join()
 
     def _run(self) -> None:
+        if self._on_gpu:
+            stock()
         while self._take_mail():
             self._turn()
         for lane in self._lanes.values():

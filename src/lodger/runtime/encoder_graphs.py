@@ -13,6 +13,7 @@ from typing import Protocol
 
 import torch
 
+from lodger.runtime.arena import apart
 from lodger.runtime.encoder import Layers, finish
 from lodger.runtime.graphs import captured
 from lodger.runtime.kernels.tiling import TEXT_ROWS, text_tiles
@@ -23,13 +24,13 @@ from lodger.runtime.upload import upload
 
 # Between chats a step is cut to a bucket. Those between are left out that are no faster than the next larger one: on an
 # H100 1,792 tokens take 2.53 ms and 2,048 take 2.66, 2,304 take 3.24 and 2,560 3.36.
-_BUCKETS: tuple[int, ...] = (64, 128, 256, 384, 512, 768, 1024, 1280, 1536, 2048, 2560, 3072)
+_BUCKETS: tuple[int, ...] = (64, 128, 256, 384, 512, 768, 1024, 1280, 1536, 2048, 2560, 3072, 4096)
 # Tokens for each multiprocessor in the largest: then a product with 1,024 columns has one tile of 128 x 256 for each,
 # and those with 3,072 and 4,096 columns have three and four.
 _FILLS = 32
 _MOST = 4224  # the plan counts memory for so many (CAPTURED_TEXTS)
 _SHORT = 32  # tokens of a text: where more of them are shorter, there may not be tiles for all
-_LEAST_TILES = 16
+_MANY = 64  # texts of any length that all steps but the smallest have tiles for
 
 
 class Forward(Protocol):
@@ -63,17 +64,12 @@ class EncoderGraphs:
 
     def serves(self, lengths: Sequence[int]) -> bool:
         """Texts of so many tokens: not too many together, nor too many texts of few tokens."""
-        tokens = sum(lengths)
-        if not 0 < tokens <= self.buckets[-1]:
-            return False
-        size = bucket_for(tokens, self.buckets)
-        return size in self._captured and sum(-(-length // TEXT_ROWS) for length in lengths) <= _tiles(size)
+        return bucket_for(lengths, self.buckets) in self._captured
 
     def run(self, batch: PackedBatch) -> torch.Tensor:
         """[T, width]; the next forward overwrites it."""
         assert batch.stacked is not None
-        tokens = batch.offsets[-1]
-        size = bucket_for(tokens, self.buckets)
+        tokens, size = batch.offsets[-1], bucket_for(batch.lengths, self.buckets)
         tiles = text_tiles(batch.lengths)
         tiles += [(0, 0, 0, 0)] * (_tiles(size) - len(tiles))
         self._tiles[: len(tiles)].copy_(upload(tiles, torch.int32, self._device))
@@ -113,7 +109,7 @@ class EncoderGraphs:
         if not len(self._hidden):
             self._inputs = torch.zeros(3, self.buckets[-1], dtype=torch.int64, device=self._device)
             self._tiles = torch.zeros(_tiles(self.buckets[-1]), 4, dtype=torch.int32, device=self._device)
-            self._hidden = torch.zeros(self._shape, dtype=self._dtype, device=self._device)
+            self._hidden = apart(self._shape, self._dtype, self._device)
 
     def _step(self, size: int) -> None:
         self._hidden[:size].copy_(finish(self._forward(self._inputs_of(size), self._tiles[: _tiles(size)])))
@@ -130,9 +126,10 @@ def buckets(processors: int) -> tuple[int, ...]:
     return (*(size for size in _BUCKETS if size < most), most)
 
 
-def bucket_for(tokens: int, sizes: tuple[int, ...]) -> int:
-    """The smallest that holds them."""
-    return sizes[bisect_left(sizes, tokens)]
+def bucket_for(lengths: Sequence[int], sizes: tuple[int, ...]) -> int:
+    """The smallest that has room for these texts, and tiles; 0 where none has."""
+    tokens, tiles = sum(lengths), sum(-(-length // TEXT_ROWS) for length in lengths)
+    return next((size for size in sizes if tokens <= size and tiles <= _tiles(size)), 0)
 
 
 def bucket_within(tokens: int, sizes: tuple[int, ...]) -> int:
@@ -142,4 +139,4 @@ def bucket_within(tokens: int, sizes: tuple[int, ...]) -> int:
 
 def _tiles(size: int) -> int:
     """Tiles of attention in a bucket: enough for texts of `_SHORT` tokens or more, and for some short ones."""
-    return max(size // _SHORT, size // TEXT_ROWS + _LEAST_TILES)
+    return max(size // _SHORT, min(size // 4 + TEXT_ROWS // 4, _MANY))

@@ -18,7 +18,7 @@ from lodger.runtime.allocator import Pool
 from lodger.runtime.virtual_memory import checked
 
 _log = logging.getLogger("lodger.runtime")
-STEPS = (256, 1024, 2112)  # tokens of its steps
+STEPS = (256, 1056, 2112, 4224)  # tokens of its steps
 _SHARE = 6, 11  # of all multiprocessors: 72 of an H100's 132, 60 of an A100's 108
 
 

@@ -8,6 +8,13 @@ from collections.abc import Sequence
 import torch
 
 Numbers = Sequence[int] | Sequence[float] | Sequence[Sequence[int]]
+_LARGEST, _OF_EACH = 20, 8  # page-locked blocks of up to 2**20 bytes, and how many of each size
+
+
+def stock() -> None:
+    """Have page-locked RAM for what steps send and fetch. torch keeps it by powers of two; to ask the driver for more
+    can hold up whoever feeds a busy device for many milliseconds."""
+    [torch.empty(1 << at, dtype=torch.uint8, pin_memory=True) for at in range(6, _LARGEST + 1) for _ in range(_OF_EACH)]
 
 
 def upload(numbers: Numbers, dtype: torch.dtype, device: torch.device) -> torch.Tensor:

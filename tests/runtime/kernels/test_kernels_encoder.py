@@ -122,9 +122,9 @@ def test_forwards_of_any_length_share_what_captured_ones_read(
     Checkpoint(Path(facts.path)).fill(model)
     chosen = precision(str(where[1]).rpartition(".")[2], where[0])
     encoder = FusedEncoder(model.base_model, Placement(where[0], chosen, lambda size: None))
-    graphs = EncoderGraphs(encoder.forward, facts.hidden_size, where[1], where[0], (64, 128))
-    graphs.warm_up(128)
-    for lengths in ((70, 50), (3, 9), (100,), (2,)):
+    graphs = EncoderGraphs(encoder.forward, facts.hidden_size, where[1], where[0], (8, 24))
+    graphs.warm_up(24)
+    for lengths in ((13, 11), (3, 5), (20,), (2,)):
         items = [Item(0, n, tuple(90 - at % 80 for at in range(length))) for n, length in enumerate(lengths)]
         batch = pack_items(items, facts.position_offset, where[0])
         assert graphs.serves(batch.lengths)

@@ -23,12 +23,10 @@ def test_buckets_grow_with_the_device_up_to_what_the_plan_counts(processors: int
     assert buckets(132)[-1] == CAPTURED_TEXTS
 
 
-@given(tokens)
-def test_a_step_runs_in_the_smallest_bucket_that_holds_it(count: int) -> None:
-    size = bucket_for(count, BUCKETS)
-    assert size in BUCKETS
-    assert count <= size
-    assert all(other < count for other in BUCKETS if other < size)
+@given(st.lists(st.integers(1, 600), min_size=1, max_size=100))
+def test_texts_run_in_the_smallest_bucket_that_has_room_and_tiles(lengths: list[int]) -> None:
+    fitting = [n for n in BUCKETS if sum(lengths) <= n and len(text_tiles(lengths)) <= _tiles(n)]
+    assert bucket_for(lengths, BUCKETS) == (fitting[0] if fitting else 0)
 
 
 @given(tokens)
@@ -36,13 +34,18 @@ def test_a_step_of_a_buckets_size_wastes_nothing(count: int) -> None:
     size = bucket_within(count, BUCKETS)
     assert size in BUCKETS
     assert size <= count or size == BUCKETS[0]
-    assert bucket_for(size, BUCKETS) == size
+    assert bucket_for([size], BUCKETS) == size
 
 
 @given(tokens)
 def test_no_bucket_is_much_larger_than_its_step(count: int) -> None:
-    assert bucket_for(count, BUCKETS) <= max(64, 2 * count)
-    assert count < 1024 or bucket_for(count, BUCKETS) < 1.34 * count + 1
+    assert bucket_for([count], BUCKETS) <= max(64, 2 * count)
+    assert count < 1024 or bucket_for([count], BUCKETS) < 1.34 * count + 1
+
+
+@pytest.mark.parametrize("length", [1, 3, 8, 20])
+def test_a_request_of_64_short_texts_has_its_tiles(length: int) -> None:
+    assert bucket_for([length] * 64, BUCKETS) == max(256, bucket_for([64 * length], BUCKETS))
 
 
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=60))
@@ -58,7 +61,7 @@ def test_tiles_cover_every_token_of_every_text_once(lengths: list[int]) -> None:
 def test_texts_of_common_lengths_always_have_tiles_enough(lengths: list[int]) -> None:
     total = sum(lengths)
     if total <= BUCKETS[-1]:
-        assert len(text_tiles(lengths)) <= _tiles(bucket_for(total, BUCKETS))
+        assert bucket_for(lengths, BUCKETS) == bucket_for([total], BUCKETS)
 
 
 def test_what_an_earlier_step_left_behind_a_shorter_one_is_of_the_same_kind() -> None:

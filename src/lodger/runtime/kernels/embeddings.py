@@ -49,7 +49,7 @@ def embed(
     return out
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["field"])  # else a step of an odd number of tokens would compile it again
 def _embed(inputs, field, words, positions, types, weight, bias, out, width, epsilon, PADDED: tl.constexpr):
     token = tl.program_id(0)
     at = tl.arange(0, PADDED)

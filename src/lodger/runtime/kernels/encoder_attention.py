@@ -25,7 +25,7 @@ def attend_texts(qkv: torch.Tensor, head_dim: int, tiles: torch.Tensor, scale: f
     Args:
         qkv: [T, 3 * heads * head_dim], contiguous: query heads, key heads, value heads.
         tiles: [tiles, 4] int32: first token, token after the last of its text, first token of its text; 0s are none.
-        scale: factor on the scores.
+        scale: factor on the scores, above 0.
 
     Returns:
         [T, heads * head_dim]; rows that no tile has are whatever they were.
@@ -68,11 +68,11 @@ def _sweep(
         else:
             key = tl.load(keys + place[None, :] + dim[:, None])
             value = tl.load(values + place[:, None] + dim[None, :])
-        score = tl.dot(query, key, input_precision="ieee") * scale
+        score = tl.dot(query, key, input_precision="ieee")
         if MASKED:
             score = tl.where((j < end)[None, :], score, float("-inf"))
-        higher = tl.maximum(highest, tl.max(score, 1))  # finite from the start, so that no -inf - -inf can arise
-        chance = tl.exp2(score - higher[:, None])
+        higher = tl.maximum(highest, tl.max(score, 1) * scale)  # finite from the start: no -inf - -inf can arise
+        chance = tl.exp2(score * scale - higher[:, None])  # one operation, which scaling before would not be
         fade = tl.exp2(highest - higher)
         total = total * fade + tl.sum(chance, 1)
         found = tl.dot(chance.to(value.dtype), value, found * fade[:, None], input_precision="ieee")
