@@ -59,7 +59,7 @@ def test_the_message_has_every_number() -> None:
         "pid 77 size unknown",
         "1.00 GiB kept as reserve",
         f"weights 7.49 GiB, KV cache 1.12 GiB (8,192 tokens), captured steps {gib(chat.captured)}, activations ",
-        "bge-m3-local 1.08 GiB (weights 1.06 GiB, captured steps 8 MiB, activations 17 MiB (steps of 512 tokens))",
+        "bge-m3-local 1.08 GiB (weights 1.06 GiB, captured steps 10 MiB, activations 17 MiB (steps of 512 tokens))",
         f"worker process {gib(process(device, demands(device, wanted)))}",
     ]:
         assert part in said, part

@@ -29,6 +29,7 @@ WORKER_CPU = 420 * MIB
 TOKENIZER_ENTRY = 720
 LOGITS_ROWS = {"cpu": 64, "cuda": 256}  # rows of logits at once: a step's sequences in the runtime (MAX_RUNNING)
 SAMPLED_ROWS = 32  # of them that are not simply the best token, and go through sampling together (AT_ONCE)
+GATHERED = 2**25  # numbers of keys and values that are laid end to end for attention, of a layer at a time
 CAPTURED_PARTS = 17 * MIB  # at most, of products and attention that programs share, on a card of 132 processors
 CAPTURED_CHUNK, CAPTURED_TEXTS = 512, 4224  # most tokens of a captured prefill step, and of a captured forward of texts
 # A vector for every token: a worker on a CPU held 330 MiB more while its largest answer, 63 MiB of them, went out (as
@@ -127,7 +128,7 @@ def activations(
     feed_forward = 3 * h + (3 if facts.model_type in PLAIN_MLP else gated) * i
     peak = step_tokens * max(attention, feed_forward) * b
     if _captures(device, b) and facts.model_type in FUSED:
-        peak = step_tokens * _fused(facts) * b
+        peak = max(step_tokens * _fused(facts), _over_cache(facts, step_tokens) if facts.generates else 0) * b
     if not facts.generates:
         answers = device.kind == "cpu" and facts.kind == "embedding" and "colbert" in facts.token_heads
         return peak + (ANSWER if answers else 0)
@@ -145,6 +146,15 @@ def _fused(facts: ModelFacts) -> int:
     sparse or multi-vector heads 7h at the end.
     """
     return max(_fused_layers(facts), 7 * facts.hidden_size if facts.token_heads else 0)
+
+
+def _over_cache(facts: ModelFacts, step_tokens: int) -> int:
+    """Numbers at the peak of a decoder's attention over its cache: residual, normed input, queries with keys and
+    values, the queries rotated, what is found, two float32 tables of angles; and all keys and values of some of the
+    step's sequences, copied to lie end to end (`most_keys` in `lodger.runtime.attention.paged`)."""
+    queries, keys = facts.attention_heads * facts.head_dim, facts.kv_heads * facts.head_dim
+    each = 2 * facts.hidden_size + 3 * queries + 2 * keys + 4 * facts.head_dim
+    return step_tokens * each + 2 * keys * max(step_tokens, min(8 * step_tokens, GATHERED // (2 * keys)))
 
 
 def _fused_layers(facts: ModelFacts) -> int:
@@ -180,8 +190,8 @@ def captured(facts: ModelFacts, dtype: str, device: DeviceView, *, sequences: in
         return 0
     if facts.generates:
         logits, table = sequences * facts.vocab_size * b, sequences * kv_tokens // 16 * 4
-        return _upwards(logits) + table + CAPTURED_CHUNK * facts.hidden_size * b
-    return CAPTURED_TEXTS * facts.hidden_size * b if facts.model_type in PLAIN_MLP else 0
+        return _upwards(logits) + table + _upwards(CAPTURED_CHUNK * facts.hidden_size * b)
+    return _upwards(CAPTURED_TEXTS * facts.hidden_size * b) if facts.model_type in PLAIN_MLP else 0
 
 
 def graphs(facts: ModelFacts, dtype: str, device: DeviceView, *, step_tokens: int, sequences: int) -> int:

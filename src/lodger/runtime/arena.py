@@ -81,6 +81,12 @@ def for_cache(device: torch.device, size: int) -> Arena:
     return PlainArena(device) if memory is None else MappedArena(memory, 2 * size + _SPARE)
 
 
+def apart(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Zeros in an arena of their own, which goes with them: what stays must not lie amid the memory that steps need in
+    one piece."""
+    return for_cache(device, torch.Size(shape).numel() * dtype.itemsize).zeros(shape, dtype)
+
+
 class MappedArena:
     """Tensors one after the other in one range of addresses.
 

@@ -11,6 +11,7 @@ from functools import partial
 
 import torch
 
+from lodger.runtime.arena import apart
 from lodger.runtime.attention.paged import ChunkPlan
 from lodger.runtime.context import attending
 from lodger.runtime.fused import FusedDecoder
@@ -40,7 +41,7 @@ class ChunkGraphs:
         self._packed = torch.zeros(3, most, dtype=torch.int64, device=self._device)  # tokens, positions, slots
         self._records = torch.zeros(self._tiles(most), 4, dtype=torch.int32, device=self._device)
         self._table = torch.zeros(SEQUENCES, decode.width, dtype=torch.int32, device=self._device)
-        self._hidden = torch.zeros(most, runner.facts.hidden_size, dtype=runner.precision.compute, device=self._device)
+        self._hidden = apart((most, runner.facts.hidden_size), runner.precision.compute, self._device)
         self._processors = decode.processors
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
         self._capture(runner)
