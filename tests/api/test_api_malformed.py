@@ -28,6 +28,7 @@ VALID: dict[str, dict[str, Any]] = {
     "POST /v1/messages/count_tokens": {"model": CHAT, "messages": SAID},
     "POST /v1/embeddings": {"model": "bge-m3-local", "input": "hi"},
     "POST /embed": {"inputs": "hi"},
+    "POST /token": {"password": "x"},
     "POST /v1/rerank": {"query": "q", "documents": ["a"]},
     "POST /v1/convert_ids_to_tokens": {"model": "bge-m3-local", "input": [1]},
     "POST /v1/models": {"model_name": "m", "model_type": "LLM", "model_uid": "bge-m3-local"},
@@ -124,6 +125,6 @@ def test_two_hundred_malformed_bodies_are_refused_and_the_next_request_is_answer
         assert (await send(app, "GET /v1/models", b""))[0] == 200
         if route in VALID:
             status, answer = await send(app, route, json.dumps(body).encode())
-            assert status == 200 or b"taken" in answer, answer
+            assert status == 200 or b"taken" in answer or b"wants no key" in answer, answer
 
     asyncio.run(main())

@@ -27,6 +27,7 @@ FOR_EVERYONE = {
     ("POST", "/v1/embeddings"),
     ("POST", "/v1/rerank"),
     ("POST", "/embed"),
+    ("POST", "/token"),
     ("POST", "/v1/convert_ids_to_tokens"),
     ("POST", "/v1/models/x/requests/x/abort"),
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import msgspec
 import pytest
@@ -233,6 +233,38 @@ def test_a_launch_without_uid_gets_the_name_or_a_fresh_one(served: Served) -> No
     assert first == "Qwen3-4B"
     assert second.startswith("Qwen3-4B-")
     assert len(second) == len("Qwen3-4B-") + 8
+
+
+def test_login_takes_the_key_for_a_password(serve: Callable[..., Served], client: RESTfulClient) -> None:
+    keyed = serve(api_key="s3same")
+    theirs = RESTfulClient(keyed.url)
+    with pytest.raises(RuntimeError, match="Incorrect username or password"):
+        theirs.login("me", "wrong")
+    with pytest.raises(RuntimeError, match="wants an API key"):
+        theirs.list_models()
+    theirs.login("me", "s3same")
+    assert "bge-m3-local" in theirs.list_models()
+    theirs.close()
+    client.login("me", "x")  # asks for nothing where no key is wanted
+    assert client.list_models()
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "said"),
+    [
+        ("DELETE", "/v1/clusters", "lodger down"),
+        ("GET", "/v1/virtualenvs", "no virtual environments"),
+        ("GET", "/v1/autostart/models", "lodger.yaml"),
+        ("POST", "/v1/admin/keys", "no users"),
+        ("POST", "/v1/flexible/infers", "serves chat, embeddings and rerank"),
+        ("POST", "/v1/images/generations", "serves chat, embeddings and rerank"),
+        ("POST", "/v1/models/bge-m3-local/reload", "serves chat, embeddings and rerank"),
+    ],
+)
+def test_what_is_not_here_is_said(served: Served, method: str, path: str, said: str) -> None:
+    answer = served.ask(method, path, {} if method == "POST" else None)
+    assert (answer.status, answer.json["error"]["code"]) == (404, "route_not_found")
+    assert said in answer.json["detail"]
 
 
 def test_what_the_cluster_says_of_itself(served: Served) -> None:

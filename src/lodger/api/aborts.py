@@ -15,8 +15,7 @@ from typing import Any, NamedTuple
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lodger.api.disconnect import stop
-from lodger.api.errors import error_value
-from lodger.api.sse import event
+from lodger.api.errors import error_event
 from lodger.errors import Cancelled
 
 NAME = "lodger.name"  # where `BodyLimit` leaves a request's name in its scope
@@ -101,7 +100,7 @@ class _Request:
                 raise error from None
             raise
         if self._aborted.is_set() and self._begun and not self._ended:
-            await self._send({"type": "http.response.body", "body": event({"error": error_value(error)})})
+            await self._send({"type": "http.response.body", "body": error_event(error, scope["path"])})
 
     async def receive(self) -> Message:
         """The body, and then whichever comes first, the client's leaving or the abort, as the same message."""

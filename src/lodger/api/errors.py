@@ -68,13 +68,30 @@ def answerable(error: BaseException) -> LodgerError:
     )
 
 
+# What Xinference has and Lodger has elsewhere or not at all, by the first segment after the version.
+_ELSEWHERE = {
+    "clusters": "Lodger is stopped on its own machine, by `lodger down`.",
+    "virtualenvs": "Lodger makes no virtual environments and installs nothing.",
+    "autostart": "What starts with Lodger stands in lodger.yaml.",
+    "downloads": "Models are fetched on Lodger's own machine, by `lodger pull`.",
+    "admin": "Lodger has one key and no users.",
+    "auth": "Lodger has one key and no users.",
+}
+
+
+def _no_route(method: str, path: str) -> str:
+    first = next((part for part in path.split("/") if part not in ("", "v1")), "")
+    why = _ELSEWHERE.get(first, "Lodger serves chat, embeddings and rerank.")
+    return f"No route {method} {path[:200]}. {why}"
+
+
 async def on_http_exception(request: Request, error: Exception) -> Response:
     """Unknown routes and methods, in the shape of every other error."""
     assert isinstance(error, HTTPException)
     codes = {404: "route_not_found", 405: "method_not_allowed"}
     code = codes.get(error.status_code, "invalid_request")
     texts = {
-        404: f"No route {request.method} {request.url.path[:200]}. Lodger serves chat, embeddings and rerank.",
+        404: _no_route(request.method, request.url.path),
         405: f"{request.method} is not for {request.url.path[:200]}.",
     }
     text = texts.get(error.status_code, str(error.detail))

@@ -1,9 +1,9 @@
 """Who may ask for what.
 
-With an API key every route wants it, save three that hold no secrets. Without one only programs of this machine may
-ask: a web page in its owner's browser can reach loopback too, by a rebound DNS name (caught by the Host header) or by a
-cross-site request (caught by the Origin header). Listening elsewhere without a key (`open`) gives inference to everyone
-and administration to loopback.
+With an API key every route wants it, save three that hold no secrets and the login, where it is shown. Without one only
+programs of this machine may ask: a web page in its owner's browser can reach loopback too, by a rebound DNS name (caught
+by the Host header) or by a cross-site request (caught by the Origin header). Listening elsewhere without a key (`open`)
+gives inference to everyone and administration to loopback.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from lodger.api.context import ApiOptions, OptionsDep
 from lodger.errors import KeyRequired, NotAllowed
 
-PUBLIC_PATHS = frozenset({"/healthz", "/readyz", "/v1/cluster/auth"})
+PUBLIC_PATHS = frozenset({"/healthz", "/readyz", "/v1/cluster/auth", "/token"})
 _LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1", "host.docker.internal"})
 
 
@@ -102,9 +102,12 @@ def _has_key(headers: Headers, key: str) -> bool:
     """As OpenAI's clients send it, or as Anthropic's do."""
     scheme, _, sent = headers.get("authorization", "").partition(" ")
     bearer = sent.strip() if scheme.lower() == "bearer" else ""
-    return any(
-        hmac.compare_digest(own.encode("latin-1"), key.encode()) for own in (bearer, headers.get("x-api-key", ""))
-    )
+    return any(is_key(own.encode("latin-1"), key) for own in (bearer, headers.get("x-api-key", "")))
+
+
+def is_key(sent: bytes, key: str) -> bool:
+    """Whether `sent` is the key, told in a time that says nothing of it."""
+    return hmac.compare_digest(sent, key.encode())
 
 
 def _hostname(netloc: str) -> str | None:

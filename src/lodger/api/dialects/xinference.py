@@ -20,8 +20,8 @@ from lodger.api.context import OptionsDep, RunningDep, ServiceDep
 from lodger.api.describe import abilities, accelerators, description, listing, model_name
 from lodger.api.errors import error_response
 from lodger.api.launching import LaunchRequest
-from lodger.api.security import AdminOnly
-from lodger.errors import InvalidRequest, ModelFailed, ModelLoading, UnknownModel
+from lodger.api.security import AdminOnly, is_key
+from lodger.errors import InvalidRequest, KeyRequired, ModelFailed, ModelLoading, UnknownModel, Unsupported
 from lodger.service import ModelStatus, ReplicaStatus, Service
 
 router = APIRouter(tags=["xinference"])
@@ -33,6 +33,13 @@ class AbortRequest(Body):
     block_duration: float | None = Field(
         None, ge=0, le=3600, description="Seconds for which such a request is aborted as soon as it comes"
     )
+
+
+class LoginRequest(Body):
+    """POST /token."""
+
+    username: str | None = None
+    password: str
 
 
 _STATUSES = {
@@ -49,6 +56,15 @@ _SERVING = ("ready", "asleep", "restarting")
 @router.get("/v1/cluster/auth", summary="Whether a key is wanted")
 async def cluster_auth(options: OptionsDep) -> Response:
     return json_response({"auth": options.api_key is not None})
+
+
+@router.post("/token", summary="Xinference's login: the password is the API key, under any name")
+async def login(body: LoginRequest, options: OptionsDep) -> Response:
+    if options.api_key is None:
+        raise Unsupported("This server wants no key, so there is nothing to log in to.")
+    if not is_key(body.password.encode(), options.api_key):
+        raise KeyRequired("Incorrect username or password.", hint="The password is Lodger's API key.")
+    return json_response({"access_token": options.api_key, "refresh_token": None, "token_type": "bearer"})
 
 
 @router.get("/v1/models", summary="Models that serve")
