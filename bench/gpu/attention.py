@@ -3,7 +3,7 @@
     python -m bench.gpu.attention [--out FILE]
 
 Both limits are measured in the same run. Every case is one captured graph, replayed, over caches that are larger in all
-than the card's L2. Chunks read their keys from the cache; a fresh text's come packed.
+than the card's L2. Chunks of a chat read their keys from the cache, however they do it; a text's come packed.
 """
 
 from __future__ import annotations
@@ -27,14 +27,9 @@ CHAT = {"heads": 32, "kv_heads": 8, "dim": 128}  # Qwen3-4B
 ENCODER = {"heads": 16, "kv_heads": 16, "dim": 64}  # XLM-RoBERTa large
 
 DECODE = [(n, keys) for n in (1, 8, 32, 128) for keys in (320, 2_048)] + [(1, 8_192), (1, 32_768), (8, 8_192)]
-CHUNKS = [(1, 2_048, 0), (1, 2_048, 6_144), (4, 512, 512), (8, 16, 2_048), (1, 64, 8_192)]  # (texts, tokens, past)
-FRESH = [
-    ("chat", (2_048,)),
-    ("chat", (512,) * 4),
-    ("encoder", (173,) * 48),
-    ("encoder", (512,) * 16),
-    ("encoder", (8_192,)),
-]
+# (sequences, new tokens of each, past)
+CHUNKS = [(1, 8_192, 0), (1, 2_048, 6_144), (32, 256, 0), (4, 512, 512), (8, 16, 2_048), (1, 64, 8_192)]
+TEXTS = [(173,) * 48, (512,) * 16, (8_192,)]
 
 
 def paged(lengths: Sequence[int], past: Sequence[int], block_size: int = 16) -> tuple[Callable[[int], Any], KVCache]:
@@ -54,19 +49,19 @@ def paged(lengths: Sequence[int], past: Sequence[int], block_size: int = 16) -> 
     offsets = [sum(lengths[:n]) for n in range(len(lengths) + 1)]
     tokens = torch.zeros(offsets[-1], dtype=torch.int64)
     batch = PackedBatch(
-        tokens, tokens, tuple(offsets), None, tuple(past), tuple(tables), torch.tensor(slots).to(DEVICE)
+        tokens, tokens, tuple(offsets), past=tuple(past), blocks=tuple(tables), slots=torch.tensor(slots).to(DEVICE)
     )
     processors = torch.cuda.get_device_properties(DEVICE).multi_processor_count
-    plan = PagedPlan(batch, cache, DEVICE, processors, varlen=False)
+    plan = PagedPlan(batch, cache, DEVICE, processors)
     qkv = torch.randn(offsets[-1], heads + 2 * kv_heads, dim, device=DEVICE, dtype=DTYPE)
     query, key, value = qkv.split((heads, kv_heads, kv_heads), dim=1)
     return lambda layer: plan.attend(layer, query, key, value, dim**-0.5, None), cache
 
 
-def fresh(kind: str, lengths: Sequence[int]) -> Callable[[int], Any]:
-    heads, kv_heads, dim = (CHAT if kind == "chat" else ENCODER).values()
+def texts(lengths: Sequence[int]) -> Callable[[int], Any]:
+    heads, kv_heads, dim = ENCODER.values()
     offsets = tuple(sum(lengths[:n]) for n in range(len(lengths) + 1))
-    plan = Fresh(offsets, kind == "chat", DEVICE)
+    plan = Fresh(offsets, False, DEVICE)
     qkv = torch.randn(offsets[-1], heads + 2 * kv_heads, dim, device=DEVICE, dtype=DTYPE)
     query, key, value = qkv.split((heads, kv_heads, kv_heads), dim=1)
     return lambda layer: plan.attend(query, key, value, dim**-0.5, None)
@@ -93,11 +88,10 @@ def measure() -> list[dict[str, Any]]:
         work = operations((tokens,) * count, (past,) * count, CHAT["heads"], CHAT["dim"])
         name = f"chunk {count} x {tokens:,} after {past:,}"
         rows.append({"case": name, "seconds": each_layer(run), "bytes": cache.nbytes / LAYERS, "operations": work})
-    for kind, lengths in FRESH:
-        shape = CHAT if kind == "chat" else ENCODER
-        work = operations(lengths, (0,) * len(lengths), shape["heads"], shape["dim"], causal=kind == "chat")
-        name = f"fresh {kind} {len(lengths)} x {lengths[0]:,}"
-        rows.append({"case": name, "seconds": each_layer(fresh(kind, lengths)), "operations": work})
+    for lengths in TEXTS:
+        work = operations(lengths, (0,) * len(lengths), ENCODER["heads"], ENCODER["dim"], causal=False)
+        name = f"texts {len(lengths)} x {lengths[0]:,}"
+        rows.append({"case": name, "seconds": each_layer(texts(lengths)), "operations": work})
     return rows
 
 

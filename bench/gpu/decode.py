@@ -39,7 +39,8 @@ from lodger.sched.sequence import Sequence as Chat
 from lodger.sched.step import GenerateStep, Row
 
 DEVICE, DTYPE = torch.device("cuda:0"), torch.bfloat16
-PROMPT, MADE, STEP = 256, 128, 2048
+PROMPT, MADE = 256, 128
+STEP = 8192  # tokens, as the plan grants where the KV cache has 65,536
 LONG = 8000  # tokens of the one long prompt
 MOVED = 3.0e12  # bytes a second, read and written, of a large copy on an H100
 PEERS = {1: 225, 8: 1_645, 32: 5_190, 128: 11_820, 256: 14_540}  # vLLM 0.25.1 on the same kind of card, tokens/s

@@ -47,6 +47,25 @@ def test_texts_do_not_depend_on_when_tokens_are_known(
     model.close()
 
 
+def test_a_long_prompt_alone_goes_in_full_steps(
+    serve: Callable[..., Any], tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The chunk that is on the device ends no prompt, so nobody waits for a token behind it."""
+    model = serve.fresh(inspect_folder(tiny("qwen3")), blocks=64)
+    lane = model._lane
+    lane._stepper.overlaps, lane.step_tokens, sizes = True, 32, []
+    launch = lane._stepper.launch
+    monkeypatch.setattr(
+        lane._stepper, "launch", lambda step, *rest: sizes.append((step.lane, step.tokens)) or launch(step, *rest)
+    )
+    answers(model, [task("ab " * 60, 3, SamplingParams(temperature=0), ignore_eos=True)])
+    prompts = [tokens for kind, tokens in sizes if kind == "prefill"]
+    assert len(prompts) > 3
+    assert set(prompts[:-1]) == {32}
+    assert sizes[len(prompts) :] == [("decode", 1), ("decode", 1)]
+    model.close()
+
+
 def test_warming_up_changes_no_text(serve: Callable[..., Any], tiny: Callable[..., Path]) -> None:
     model = serve.fresh(inspect_folder(tiny("qwen3")), blocks=40)
     before = asked(model)

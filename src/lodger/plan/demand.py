@@ -95,8 +95,8 @@ class Demand(NamedTuple):
         return min(most, MIN_SEQUENCES + max(self.kv_tokens(level) - LONG_CHAT, 0) // SHORT_CHAT)
 
     def step_tokens(self, level: int) -> int:
-        """Tokens of one step. A text is never split over two steps. Of a chat's prompt 8,192 keep a GPU busier than fewer
-        do; on a tight budget their activations are better spent on the KV cache."""
+        """Tokens of one step. A text is never split over two steps. Of a chat's prompt 8,192 keep a GPU busier than
+        fewer do; on a tight budget their activations are better spent on the KV cache."""
         if not self.generates:
             return max(min(STEP, max(MIN_STEP, level)), self.context(level))
         if self.device.kind == "cuda":

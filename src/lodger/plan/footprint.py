@@ -207,6 +207,17 @@ def graphs(facts: ModelFacts, dtype: str, device: DeviceView, *, step_tokens: in
     return _upwards(max(whole, shared)) + SMALL_CAPTURED
 
 
+def beside(facts: ModelFacts, dtype: str, device: DeviceView) -> tuple[int, int]:
+    """Bytes for texts that are computed beside chats: what captured steps of all models work in, one after the other,
+    and of this one the last hidden states and what its heads make. (0, 0) where they cannot be."""
+    b = _computed(dtype, device)
+    if not _captures(device, b) or facts.model_type not in PLAIN_MLP:
+        return 0, 0
+    heads = 7 * facts.hidden_size * CAPTURED_TEXTS * b if facts.token_heads else 0
+    work = _upwards(CAPTURED_TEXTS * _fused_layers(facts) * b) + SMALL_CAPTURED
+    return work, _upwards(CAPTURED_TEXTS * facts.hidden_size * b) + _upwards(heads) + SMALL_CAPTURED
+
+
 def _upwards(size: int) -> int:
     return -(-size // GRANULE) * GRANULE
 

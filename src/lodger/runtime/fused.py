@@ -130,8 +130,7 @@ def _feed_forward(layer: Layer, x: torch.Tensor) -> torch.Tensor:
 def _attention(decoder: DenseDecoder, plan: AttentionPlan, cos: torch.Tensor, sin: torch.Tensor) -> Attend:
     """From a layer's queries, keys and values [T, (heads + 2 * kv_heads) * head_dim] to [T, heads, head_dim].
 
-    Keys and values go where the plan reads them: straight into the cache, or side by side for a plan that stores them
-    itself or has no cache.
+    Keys and values go where the plan reads them: straight into the cache, or side by side where there is none.
     """
 
     def rotate(layer: Layer, qkv: torch.Tensor, cache: torch.Tensor, at: int, slots: torch.Tensor) -> torch.Tensor:
@@ -140,7 +139,7 @@ def _attention(decoder: DenseDecoder, plan: AttentionPlan, cos: torch.Tensor, si
             norms, epsilon = (layer.query_norm.weight, layer.key_norm.weight), layer.query_norm.epsilon
         return rotate_and_store(qkv, decoder.heads, cos, sin, norms, epsilon, cache, at, slots)
 
-    if isinstance(plan, DecodePlan | PagedPlan) and plan.only_cached:
+    if isinstance(plan, DecodePlan | PagedPlan):
         stored = plan
 
         def through_cache(layer: Layer, qkv: torch.Tensor) -> torch.Tensor:

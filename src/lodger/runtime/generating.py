@@ -89,7 +89,12 @@ class GenerateLane:
 
     @property
     def decoding(self) -> bool:
-        return self._launched is not None or self._scheduler.has_decode()
+        """Chats wait for their next token. A chunk that ends no prompt is not waited for while there is more to come: the
+        next one is launched behind it, as a full step."""
+        launched = self._launched
+        if launched is None or self._scheduler.has_decode():
+            return self._scheduler.has_decode()
+        return any(row.sample for row in launched.step.rows) or not self._scheduler.has_prefill()
 
     def sleep(self) -> None:
         """After `close`: forget the runner, and what the cache held."""

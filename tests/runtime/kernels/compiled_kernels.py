@@ -28,6 +28,7 @@ from lodger.runtime.kernels import (
     embeddings,
     encoder_attention,
     few_tokens,
+    gather,
     layer_norm,
     norm,
     one_token,
@@ -81,6 +82,11 @@ def launches(capability: int) -> Iterator[tuple[str, Callable[[], Any]]]:
     )
     for dim, (heads, kv_heads) in HEADS[capability].items():
         yield from _attention(dim, heads, kv_heads, tokens)
+    if capability >= 90:
+        from lodger.runtime.kernels import chunk_attention_hopper as hopper
+
+        query, keys, records = empty(8, 32, 128), empty(80, 8, 128), integers(8, 4)
+        yield "chunks, keys end to end", lambda: hopper.attend(query, keys, keys, records, query, 0.1)
     rules, places = torch.empty(8, sampling.RULES, device="meta"), torch.empty(8, 2, dtype=torch.int64, device="meta")
     yield "a drawn token", lambda: sampling.draw(empty(8, 151_936), rules, places, tokens)
     yield "a token counted", lambda: sampling.count(tokens, places)
@@ -98,6 +104,7 @@ def _attention(dim: int, heads: int, kv_heads: int, slots: torch.Tensor) -> Iter
     turned = partial(rotary.rotate_and_store, qkv, heads, angles, angles, norms, 1e-6, cache, 3, slots)
     yield f"rotary of {dim}", turned
     yield f"store of {dim}", partial(store.store, cache, 3, slots, *qkv.view(8, -1, dim)[:, heads:].chunk(2, 1))
+    yield f"gather of {dim}", lambda: gather.gather(cache, 3, integers(80))
     cuts = ((decode_shape, 1, None), (decode_shape, 4, 512), (chunk_shape, 1, None))
     for shape, splits, window in cuts if dim == 128 else cuts[1:]:
         tiles = paged_attention.Tiles(integers(8, 4), integers(8, 513), shape(heads // kv_heads, dim), splits)

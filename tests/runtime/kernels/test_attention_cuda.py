@@ -43,6 +43,12 @@ DECODER = {
     "decode": Case((1, 1, 1), (4, 40, 1_133), heads=32, kv_heads=8, head_dim=128),
     "decode-window": Case((1, 1), (4, 700), window=33),
     "chunks": Case((640, 17), (48, 3_000), heads=32, kv_heads=8, head_dim=128),
+    "long": Case((513, 64, 100, 33, 1), (1_000, 31, 4_097, 80, 99), heads=32, kv_heads=8, head_dim=128),
+    "long-window": Case((513, 64, 100), (1_000, 0, 4_097), heads=32, kv_heads=8, head_dim=128, window=200),
+    "long-alone": Case((2_048,), (3_001,), heads=32, kv_heads=8, head_dim=128),
+    "long-no-groups": Case((300, 129, 128), (7, 0, 0), heads=8, kv_heads=8, head_dim=128),
+    "long-groups-of-16": Case((300, 129), (7, 0), heads=32, kv_heads=2, head_dim=128),
+    "long-groups-of-7": Case((300, 129), (7, 0), heads=28, kv_heads=4, head_dim=128),
     "fresh-beside-chunks": Case((40, 65, 33, 1, 1, 9), (0, 64, 0, 0, 80, 0)),
     "fresh-beside-chunks-window": Case((40, 65, 33, 1, 1, 9), (0, 64, 0, 0, 80, 0), window=17),
     "head-36": Case((1, 20), (30, 40), head_dim=36),
@@ -73,6 +79,18 @@ def test_sequences_over_a_cache(backend: str, name: str, dtype: str) -> None:
     plan = attention.open_backend(backend, CUDA).plan(built.batch, built.cache, causal=True)
     for _ in range(2):
         assert far(plan.attend(LAYER, *built.packed), expected) < TOLERANCE[DTYPES[dtype]]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", [name for name in DECODER if name.startswith("long")])
+def test_long_chunks_by_torch_where_another_kernel_would_serve(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lodger.runtime.attention import paged
+
+    monkeypatch.setattr(paged, "_our_flash", lambda query, keys: False)
+    built = DECODER[name].build(CUDA, torch.bfloat16)
+    assert built.cache is not None
+    plan = attention.open_backend("paged", CUDA).plan(built.batch, built.cache, causal=True)
+    assert far(plan.attend(LAYER, *built.packed), built.expected()) < TOLERANCE[torch.bfloat16]
 
 
 @pytest.mark.gpu

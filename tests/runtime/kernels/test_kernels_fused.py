@@ -90,8 +90,7 @@ def test_chunks_then_single_tokens(pair: Pair) -> None:
         expected = pair.expected(batch)
         fresh = SdpaAttention(device).plan(batch, cache, causal=True)  # stores keys that lie side by side
         assert pair.close(pair.found(batch, fresh), expected)
-        cached = PagedPlan(batch, cache, device, PROCESSORS, varlen=False)
-        assert cached.only_cached
+        cached = PagedPlan(batch, cache, device, PROCESSORS, flash=False)
         assert pair.close(pair.found(batch, cached), expected)
 
 

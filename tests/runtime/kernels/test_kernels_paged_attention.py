@@ -18,7 +18,7 @@ Where = tuple[torch.device, torch.dtype]
 
 def attended(built: Built, processors: int) -> torch.Tensor:
     assert built.cache is not None
-    plan = PagedPlan(built.batch, built.cache, built.query.device, processors, varlen=False)
+    plan = PagedPlan(built.batch, built.cache, built.query.device, processors, flash=False)
     return plan.attend(LAYER, *built.packed)
 
 

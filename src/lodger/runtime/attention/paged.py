@@ -1,24 +1,33 @@
-"""Our own paged attention for CUDA: decode, chunks after a past and shared prefixes, over the KV cache in place.
+"""Our own attention for CUDA, over the KV cache in place: decode, chunks after a past and shared prefixes.
 
-Sequences without a past go to torch's FlashAttention, which needs no cache to read their keys from.
+Many new tokens use each key so often that it pays to lay a sequence's keys and values end to end first: then they are
+read in whole blocks by FlashAttention, torch's or on Hopper our own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import groupby
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache as cached
 
 import torch
 
 from lodger.runtime.attention.base import AttentionPlan
 from lodger.runtime.attention.sdpa import SdpaAttention
-from lodger.runtime.attention.varlen import Fresh, VarlenAttention, serves
-from lodger.runtime.kernels.paged_attention import Tiles, attend
+from lodger.runtime.attention.varlen import EndToEnd, VarlenAttention, serves
+from lodger.runtime.kernels.gather import gather
+from lodger.runtime.kernels.paged_attention import Tiles, Turn, attend
 from lodger.runtime.kernels.store import store
 from lodger.runtime.kernels.tiling import Shape, Tile, chunk_shape, cut, decode_shape, splits_for
 from lodger.runtime.kv import KVCache
 from lodger.runtime.packed import PackedBatch
-from lodger.runtime.upload import table
+from lodger.runtime.upload import staged, table
+
+Place = tuple[int, int, int, int]  # of a sequence: first token in the packed row, new tokens, older ones, its number
+
+LEAST_NEW = 64  # new tokens of a sequence for which its keys are laid end to end
+_GATHERED = 2**25  # numbers of keys and values that lie end to end at a time, as the plan counts them
+MOST_TURNED = 32  # sequences of a step whose heads are turned where they attend; of more a launch is faster
 
 
 class PagedAttention:
@@ -41,17 +50,19 @@ class PagedPlan:
     """Any mixture of fresh sequences, chunks after a past, and sequences that add one token."""
 
     def __init__(
-        self, batch: PackedBatch, cache: KVCache, device: torch.device, processors: int, *, varlen: bool = True
+        self, batch: PackedBatch, cache: KVCache, device: torch.device, processors: int, *, flash: bool = True
     ) -> None:
-        """`processors` are the card's multiprocessors. Without `varlen` the cache serves the fresh sequences too."""
+        """`processors` are the card's multiprocessors. Without `flash` all keys are read where they are."""
         assert batch.slots is not None
         self.cache, self.slots, self._device, self._processors = cache.tensor, batch.slots, device, processors
         rows = list(zip(batch.offsets, batch.lengths, batch.past, range(len(batch.past)), strict=False))
-        kept = [row for row in rows if row[2] or not varlen]
-        self._single = [row for row in kept if row[1] == 1]
-        self._chunks = [row for row in kept if row[1] > 1]
-        self._fresh = [Fresh(offsets, True, device) for offsets in _runs(batch)] if varlen else []
-        self._whole = not kept
+        most = most_keys(batch.offsets[-1], cache.tensor)
+        long = [row for row in rows if flash and row[1] >= LEAST_NEW and row[1] + row[2] <= most]
+        self._gathered = [Gathered(own, batch.blocks, cache, device) for own in _fitting(long, most)]
+        rest = sorted(set(rows).difference(long))
+        self._alone = self._gathered[0] if len(self._gathered) == 1 and not rest else None
+        self._single = [row for row in rest if row[1] == 1]
+        self._chunks = [row for row in rest if row[1] > 1]
         self._blocks = batch.blocks
         self._launches: list[Tiles] | None = None
 
@@ -65,43 +76,123 @@ class PagedPlan:
         window: int | None,
     ) -> torch.Tensor:
         store(self.cache, layer, self.slots, key, value)
-        if self._whole and len(self._fresh) == 1:
-            return self._fresh[0].attend(query, key, value, scale, window)
-        out = query.new_empty(query.shape)
-        for run in self._fresh:
-            own = slice(run.start, run.end)
-            out[own] = run.attend(query[own], key[own], value[own], scale, window)
-        self._over_cache(layer, query, out, scale, window)
-        return out
-
-    @property
-    def only_cached(self) -> bool:
-        """No sequence's keys are read from where they were computed, so `attend_stored` serves all of them."""
-        return not self._fresh
+        return self.attend_stored(layer, query, scale, window)
 
     def attend_stored(self, layer: int, query: torch.Tensor, scale: float, window: int | None) -> torch.Tensor:
         """`attend` where the new keys and values are in their slots of the cache already."""
-        out = torch.empty_like(query)
-        self._over_cache(layer, query, out, scale, window)
-        return out
-
-    def _over_cache(self, layer: int, query: torch.Tensor, out: torch.Tensor, scale: float, window: int | None) -> None:
+        if self._alone is not None:
+            return self._alone.attend(self.cache, layer, query, None, scale, window)
+        out = query.new_empty(query.shape)
+        for gathered in self._gathered:
+            gathered.attend(self.cache, layer, query, out, scale, window)
         if self._launches is None:
             self._launches = list(self._cut(query.shape[1] // self.cache.shape[4]))
         for tiles in self._launches:
             attend(query, self.cache, layer, tiles, out, scale, window)
+        return out
 
     def _cut(self, group: int) -> Iterator[Tiles]:
-        blocks = table(self._blocks, self._device)
         for rows, shape_for in ((self._single, decode_shape), (self._chunks, chunk_shape)):
             if rows:
                 shape = shape_for(group, self.cache.shape[-1])
-                yield self._tiles(cut(rows, shape.tokens), blocks, shape)
+                yield self._tiles(cut(rows, shape.tokens), table(self._blocks, self._device), shape)
 
     def _tiles(self, tiles: list[Tile], blocks: torch.Tensor, shape: Shape) -> Tiles:
         longest = max(tile.position + tile.tokens for tile in tiles)
         splits = splits_for(len(tiles) * self.cache.shape[4], longest, shape.least, self._processors)
         return Tiles(table(tiles, self._device), blocks, shape, splits)
+
+
+class Gathered:
+    """Sequences whose keys and values lie end to end while a layer attends."""
+
+    def __init__(
+        self, rows: Sequence[Place], blocks: Sequence[Sequence[int]], cache: KVCache, device: torch.device
+    ) -> None:
+        self._rows, self._device = rows, device
+        size = cache.block_size
+        slots = array("i")
+        self._starts = []  # of each sequence, in `slots`
+        for _, new, past, number in rows:
+            self._starts.append(len(slots))
+            for block in blocks[number][: -(-(past + new) // size)]:
+                slots.extend(range(block * size, (block + 1) * size))
+            del slots[self._starts[-1] + past + new :]
+        self._slots = staged(slots, torch.int32, device).to(device, non_blocking=True)
+        self._records: torch.Tensor | None = None
+        self._runs: list[EndToEnd] | None = None
+
+    def attend(
+        self,
+        cache: torch.Tensor,
+        layer: int,
+        query: torch.Tensor,
+        out: torch.Tensor | None,
+        scale: float,
+        window: int | None,
+    ) -> torch.Tensor:
+        """`out` [T, heads, head_dim] with the rows that are these sequences'; None: all are, and it is made here."""
+        keys, values = gather(cache, layer, self._slots)
+        if window is None and _our_flash(query, keys):
+            from lodger.runtime.kernels import chunk_attention_hopper as hopper
+
+            if self._records is None:
+                self._records = self._cut(hopper.ROWS * keys.shape[1] // query.shape[1])
+            out = query.new_empty(query.shape) if out is None else out
+            hopper.attend(query, keys, values, self._records, out, scale)
+            return out
+        if self._runs is None:
+            self._runs = list(self._neighbours())
+        if out is None:
+            return self._runs[0].attend(query, keys, values, scale, window)
+        for run in self._runs:
+            out[run.queries] = run.attend(query, keys, values, scale, window)
+        return out
+
+    def _cut(self, tokens: int) -> torch.Tensor:
+        starts = {row[3]: start for row, start in zip(self._rows, self._starts, strict=True)}
+        tiles = cut(self._rows, tokens)
+        return table([tile._replace(sequence=starts[tile.sequence]) for tile in tiles], self._device)
+
+    def _neighbours(self) -> Iterator[EndToEnd]:
+        """Runs of sequences whose new tokens follow each other in the packed row."""
+        first = 0
+        for n, (row, after) in enumerate(zip(self._rows, [*self._rows[1:], None], strict=True)):
+            if after is None or after[0] != row[0] + row[1]:
+                own = self._rows[first : n + 1]
+                yield EndToEnd(own[0][0], self._starts[first], [(row[1], row[1] + row[2]) for row in own], self._device)
+                first = n + 1
+
+
+def most_keys(tokens: int, cache: torch.Tensor) -> int:
+    """Keys that lie end to end at a time in a step of so many tokens. Their memory is in the plan."""
+    return max(tokens, min(8 * tokens, _GATHERED // (2 * cache.shape[4] * cache.shape[5])))
+
+
+def _fitting(rows: Iterable[Place], most: int) -> Iterator[list[Place]]:
+    """Neighbours with no more than `most` keys together."""
+    own: list[Place] = []
+    keys = 0
+    for row in rows:
+        if own and keys + row[1] + row[2] > most:
+            yield own
+            own, keys = [], 0
+        own.append(row)
+        keys += row[1] + row[2]
+    if own:
+        yield own
+
+
+def _our_flash(query: torch.Tensor, keys: torch.Tensor) -> bool:
+    """Whether our own kernel for Hopper computes this."""
+    group = query.shape[1] // keys.shape[1]
+    fits = keys.shape[2] == 128 and group <= 32 and not group & (group - 1)
+    return fits and not query.stride(0) % 8 and _is_hopper(query.device)
+
+
+@cached
+def _is_hopper(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) == (9, 0)
 
 
 class DecodePlan:
@@ -114,7 +205,6 @@ class DecodePlan:
         heads: of queries.
     """
 
-    only_cached = True
     _shape = staticmethod(decode_shape)
 
     def __init__(
@@ -155,11 +245,3 @@ class ChunkPlan(DecodePlan):
     """The same for chunks of sequences, which `records` cuts into tiles of `chunk_shape`."""
 
     _shape = staticmethod(chunk_shape)
-
-
-def _runs(batch: PackedBatch) -> Iterator[tuple[int, ...]]:
-    """Offsets of neighbouring sequences without a past, the end of the last included."""
-    for past, run in groupby(range(len(batch.past)), lambda n: batch.past[n] > 0):
-        if not past:
-            members = list(run)
-            yield tuple(batch.offsets[members[0] : members[-1] + 2])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from inspect import signature
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -76,18 +78,48 @@ class Fresh:
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, window: int | None
     ) -> torch.Tensor:
         """[T, heads, head_dim] of exactly these sequences' tokens."""
-        before = -1 if window is None else window - 1  # FlashAttention does not count the query's own key
-        found = varlen_attn(
-            query,
-            key,
-            value,
-            self._offsets,
-            self._offsets,
-            self._longest,
-            self._longest,
-            scale=scale,
-            window_size=(before, 0) if self._causal else (-1, -1),
-            **_GROUPED,
-        )
-        assert isinstance(found, torch.Tensor)  # without its logarithms of sums, which were not asked for
-        return found
+        offsets, longest = (self._offsets, self._offsets), (self._longest, self._longest)
+        return _flash(query, key, value, offsets, longest, scale, _before(window) if self._causal else (-1, -1))
+
+
+class EndToEnd:
+    """Neighbouring sequences after any past, whose keys lie end to end in another tensor than their new tokens.
+
+    Query n of the last ones sees all keys but those of the queries after it, as FlashAttention has it for fewer queries
+    than keys since its version 2.1.
+    """
+
+    def __init__(self, token: int, key: int, lengths: Sequence[tuple[int, int]], device: torch.device) -> None:
+        """`token` and `key` are the first of each, `lengths` the (new tokens, keys) of every sequence."""
+        self.queries = slice(token, token + sum(new for new, _ in lengths))
+        self._keys = slice(key, key + sum(keys for _, keys in lengths))
+        self._longest = max(new for new, _ in lengths), max(keys for _, keys in lengths)
+        new, keys = ([0, *accumulate(of)] for of in zip(*lengths, strict=True))
+        self._offsets = upload(new, torch.int32, device), upload(keys, torch.int32, device)
+
+    def attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, window: int | None
+    ) -> torch.Tensor:
+        """Of the packed row's `queries`, which are these sequences' new tokens: [new tokens, heads, head_dim]."""
+        own = query[self.queries], key[self._keys], value[self._keys]
+        return _flash(*own, self._offsets, self._longest, scale, _before(window))
+
+
+def _before(window: int | None) -> tuple[int, int]:
+    """Keys before a query's own and after it; FlashAttention does not count the query's own."""
+    return (-1 if window is None else window - 1, 0)
+
+
+def _flash(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    offsets: tuple[torch.Tensor, torch.Tensor],
+    longest: tuple[int, int],
+    scale: float,
+    window: tuple[int, int],
+) -> torch.Tensor:
+    """`offsets` and `longest` are of queries and of keys."""
+    found = varlen_attn(query, key, value, *offsets, *longest, scale=scale, window_size=window, **_GROUPED)
+    assert isinstance(found, torch.Tensor)  # without its logarithms of sums, which were not asked for
+    return found
