@@ -1,9 +1,9 @@
 """Who may ask for what.
 
-With an API key every route wants it, save three that hold no secrets and the login, where it is shown. Without one only
-programs of this machine may ask: a web page in its owner's browser can reach loopback too, by a rebound DNS name (caught
-by the Host header) or by a cross-site request (caught by the Origin header). Listening elsewhere without a key (`open`)
-gives inference to everyone and administration to loopback.
+With an API key every route wants it, save three that hold no secrets and the login, where it is shown. Without one
+only programs of this machine may ask: a web page in its owner's browser can reach loopback too, by a rebound DNS name
+(caught by the Host header) or by a cross-site request (caught by the Origin header). Listening elsewhere without a key
+(`open`) gives inference to everyone and administration to loopback.
 """
 
 from __future__ import annotations
