@@ -9,6 +9,12 @@ _NEW_OBJECTS, _ROUNDS = 20_000, 20  # before a collection of the young, and befo
 _SWITCH_SECONDS = 0.0005
 
 
+def begin() -> None:
+    """Call it first where much is imported, and `settle` afterwards: the collector's search for garbage among what
+    comes takes a fifth of the time."""
+    gc.disable()
+
+
 def settle() -> None:
     """Call it when everything is imported, before there is anything that must be given back.
 
@@ -19,5 +25,6 @@ def settle() -> None:
     """
     gc.collect()
     gc.freeze()
+    gc.enable()
     gc.set_threshold(_NEW_OBJECTS, _ROUNDS, _ROUNDS)
     sys.setswitchinterval(_SWITCH_SECONDS)

@@ -6,8 +6,11 @@ import subprocess
 import sys
 
 _CODE = """
-import gc, sys, lodger.api.app
+import gc, sys
 from lodger import interpreter
+interpreter.begin()
+assert not gc.isenabled()
+import lodger.api.app
 interpreter.settle()
 looked_at = len(gc.get_objects())
 class Cycle: pass

@@ -33,6 +33,7 @@ def main() -> None:
     options = parser.parse_args()
     faulthandler.enable()  # a crash in native code leaves its stack in the log
     log.setup()
+    interpreter.begin()
     if options.engine == "native":
         cuda_context.begin(options.device)
     gateway = socket.socket(fileno=options.fd)
