@@ -82,6 +82,8 @@ def test_every_cell_of_ragflows_matrix_is_answered(served: Served, what: str, pa
         ("/v1/v1/models/rerank/", "/v1/models/rerank"),
         ("/v1/model_registrations/rerank/", "/v1/model_registrations/rerank"),
         ("/v1/healthz", "/healthz"),
+        ("/anthropic/v1/messages", "/v1/messages"),
+        ("/anthropic/v1/messages/count_tokens", "/v1/messages/count_tokens"),
         ("/lodger/models/", "/lodger/models"),
         ("/v1/rerank/nothing", "/v1/rerank/nothing"),
         ("/v3/embeddings", "/v3/embeddings"),

@@ -103,6 +103,41 @@ def test_the_configured_address_is_a_name_of_this_machine() -> None:
     assert client.get("/v1/models", headers={"host": "172.17.0.1:9997"}).status_code == 200
 
 
+def test_a_page_of_another_site_may_read_what_it_has_the_key_for() -> None:
+    page = {"origin": "https://chat.example"}
+    asked = {"access-control-request-method": "POST", "access-control-request-headers": "authorization,content-type"}
+    client = local(ApiOptions(api_key="secret", host="0.0.0.0"))
+    preflight = client.options("/v1/chat/completions", headers=page | asked)
+    assert (preflight.status_code, preflight.headers["access-control-allow-origin"]) == (200, "*")
+    assert "authorization" in preflight.headers["access-control-allow-headers"]
+    refused = client.get("/v1/models", headers=page)
+    assert (refused.status_code, refused.headers["access-control-allow-origin"]) == (401, "*")
+    answer = client.get("/v1/models", headers=page | {"authorization": "Bearer secret"})
+    assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (200, "*")
+    assert "access-control-allow-credentials" not in answer.headers
+
+
+@pytest.mark.parametrize(
+    ("origin", "read"),
+    [
+        ("http://localhost:3000", True),
+        ("http://127.0.0.1:8080", True),
+        ("http://[::1]:8080", True),
+        ("https://evil.example", False),
+        ("http://localhost.evil.example", False),
+        ("null", False),
+    ],
+)
+@pytest.mark.parametrize("options", [ApiOptions(), ApiOptions(open=True, host="0.0.0.0")])
+def test_without_a_key_only_pages_of_this_machine_read_answers(origin: str, read: bool, options: ApiOptions) -> None:
+    client, page = local(options), {"origin": origin}
+    preflight = client.options("/v1/embeddings", headers=page | {"access-control-request-method": "POST"})
+    answer = client.get("/v1/models", headers=page)
+    assert (preflight.status_code, answer.status_code) == ((200, 200) if read else (400, 403))
+    for one in (preflight, answer):
+        assert one.headers.get("access-control-allow-origin") == (origin if read else None)
+
+
 @pytest.mark.parametrize(
     "origin", ["https://evil.example", "null", "http://localhost.evil.example", "http://[::1", "http://10.0.0.1:9997"]
 )

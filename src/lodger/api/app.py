@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
 
 from lodger import __version__
@@ -21,6 +24,8 @@ from lodger.service import Service
 
 __all__ = ["ApiOptions", "build_app"]
 
+_LOCAL_PAGES = r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?"
+
 
 def build_app(service: Service, options: ApiOptions) -> FastAPI:
     """The ASGI application. It holds no state of its own; ``/openapi.json`` describes it."""
@@ -34,6 +39,7 @@ def build_app(service: Service, options: ApiOptions) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
         middleware=[
+            _cors(options),
             Middleware(Border),
             Middleware(TolerantPaths, heads=heads),
             Middleware(Gate, options=options),
@@ -46,3 +52,11 @@ def build_app(service: Service, options: ApiOptions) -> FastAPI:
     for router in dialects:
         app.include_router(router)
     return app
+
+
+def _cors(options: ApiOptions) -> Middleware:
+    """What browsers are told of pages that may read answers: with a key all that have it, else those of this machine,
+    which `Gate` answers too. Outermost, so that errors can be read as well."""
+    pages: dict[str, Any] = {"allow_origins": ["*"]} if options.api_key else {"allow_origin_regex": _LOCAL_PAGES}
+    told = ["x-request-id", "x-lodger-truncated", "retry-after"]
+    return Middleware(CORSMiddleware, allow_methods=["*"], allow_headers=["*"], expose_headers=told, **pages)

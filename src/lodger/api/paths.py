@@ -2,7 +2,7 @@
 
 RAGFlow alone makes ``/v1/v1/models``, ``/v1/rerank/chat/completions`` and ``/rerank`` of the addresses that its own
 pages tell people to type. One rule understands all of them: a run of ``v1``, ``v2`` and ``rerank`` before a known route
-counts for nothing.
+counts for nothing. So does ``anthropic``, below which Xinference has Anthropic's routes.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-_PREFIXES = frozenset({"v1", "v2", "rerank"})
+_PREFIXES = frozenset({"v1", "v2", "rerank", "anthropic"})
 
 
 def known_heads(paths: Iterable[str]) -> dict[str, str]:
