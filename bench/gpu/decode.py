@@ -255,7 +255,8 @@ def main() -> None:
         for row in measure(runner, options.streams):
             raw["rows"].append(row)
             part.write(options, raw)
-        raw["drawn"] = list(drawn(runner, max(options.streams)))
+        if not options.int8:  # choices do not depend on the weights
+            raw["drawn"] = list(drawn(runner, max(options.streams)))
         raw["prefill"] = prefill(runner)
         print(f"prefill of {LONG:,} tokens: {raw['prefill']['first_ms']:.0f} ms")
     part.write(options, raw)

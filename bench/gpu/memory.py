@@ -23,7 +23,7 @@ import torch
 from bench.gpu.card import this_card, used
 from bench.gpu.folders import write_folders
 from bench.gpu.part import options, write
-from lodger.budget import workspaces
+from lodger.budget import SEGMENTS, workspaces
 from lodger.catalogue.inspect import inspect_folder
 from lodger.engines.base import LoadRequest
 from lodger.engines.native import NativeEngine
@@ -129,7 +129,8 @@ def promised(made: Plan) -> dict[str, int]:
     parts = {part: sum(getattr(model.budget, part) for model in made.models) for part in PARTS[1:4]}
     graphs = sum({model.budget.graphs for model in made.models})
     parts["captured"] += graphs
-    return {"process": made.process, **parts, "activations": made.steps - graphs, "total": made.needed}
+    ends = {"process": made.process - SEGMENTS, "activations": made.steps - graphs + SEGMENTS}
+    return {**parts, **ends, "total": made.needed}
 
 
 def show(budget: float, row: dict[str, Any]) -> None:

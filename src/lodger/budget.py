@@ -6,8 +6,8 @@ import msgspec
 
 from lodger.units import KIB, MIB
 
-# Unused ends of the segments that torch's allocator takes from a GPU, of 2 and 20 MiB.
-SEGMENTS = 14 * MIB
+# Unused ends of what is taken from a GPU in larger pieces: torch's segments for small tensors, and mapped weights.
+SEGMENTS = 6 * MIB
 # A GPU's memory is taken in pieces of so many bytes: CUDA's virtual memory, and torch's segments for large tensors.
 GRANULE = 2 * MIB
 # Two segments for tensors of up to 1 MiB, those of captured steps of few tokens; larger ones lie in one piece.
@@ -23,6 +23,11 @@ def workspaces(capability: tuple[int, int] | None) -> int:
     return 3 * (32 * MIB if capability is not None and capability[0] == 9 else 8320 * KIB)
 
 
+def workspaces_beside(capability: tuple[int, int] | None) -> int:
+    """Likewise, of two more streams: where texts are computed beside chats, and where those steps are captured."""
+    return workspaces(capability) // 3 * 2
+
+
 class Budget(msgspec.Struct, frozen=True, kw_only=True):
     """Bytes granted to one model on one device, and the limits that keep it inside them."""
 
@@ -32,6 +37,7 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True):
     activations: int = 0  # peak of one step of `step_tokens` tokens
     unfinished: int = 0  # on a GPU: what requests hold between their steps
     graphs: int = 0  # on a GPU: what captured steps work in; the same place for all models that are given as much
+    beside: int = 0  # on a GPU: likewise, of texts that are computed beside chats; 0: only between their tokens
     step_tokens: int = 2048  # most tokens in one forward
     context_length: int = 0  # tokens of one sequence that are served
     block_size: int = 16  # tokens in one block of the KV cache
@@ -39,7 +45,7 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def total(self) -> int:
-        return self.kept + self.activations + self.unfinished + self.graphs
+        return self.kept + self.activations + self.unfinished + self.graphs + self.beside
 
     @property
     def resumed(self) -> int:
