@@ -64,6 +64,13 @@ def test_the_rows_add_up() -> None:
     assert top["activations"] == largest + sum(own.unfinished for own in steps)
 
 
+def test_a_plan_with_room_says_that_texts_run_beside_chats() -> None:
+    roomy = plan(msgspec.structs.replace(DEVICE, free=70 * GIB, ours=0, neighbours=()), trio())
+    assert any(
+        line.endswith("by qwen3-4b-chat-local, and texts beside chats") for line in plan_text(roomy).splitlines()
+    )
+
+
 def test_the_table_has_the_same_words() -> None:
     out = io.StringIO()
     Console(file=out, width=200).print(plan_table(PLAN))

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from model_facts import BGE_M3, MINILM, QWEN3_4B, RERANKER, SMOLLM2, candidate, trio
 
+from lodger.budget import workspaces_beside
 from lodger.catalogue.facts import ModelFacts
 from lodger.device.view import DeviceView
 from lodger.errors import DoesNotFit, Unsupported
@@ -199,9 +200,9 @@ def test_a_context_that_the_model_does_not_know_is_refused() -> None:
 
 
 def test_a_limit_caps_one_model_and_leaves_the_rest_to_others() -> None:
-    free, capped = plan(gpu(free=80), trio()), plan(gpu(free=80), trio(memory=9 * GIB))
+    free, capped = plan(gpu(free=80), trio()), plan(gpu(free=80), trio(memory=14 * GIB))
     kept, most = (made.models[0].budget.total - made.models[0].budget.graphs for made in (capped, free))
-    assert kept <= 9 * GIB < most
+    assert kept <= 14 * GIB < most
     assert capped.models[1:] == free.models[1:]
 
 
@@ -246,6 +247,14 @@ def test_shared_weights_are_counted_for_whoever_is_left() -> None:
     assert left.needed - left.process == both.models[1].budget.total
 
 
+def test_texts_run_beside_chats_where_the_kv_cache_leaves_memory_for_it() -> None:
+    plenty, tight = plan(gpu(free=80), trio()), plan(gpu(free=12), trio())
+    assert [model.budget.beside > 0 for model in plenty.models] == [False, True, True]
+    assert len({model.budget.beside for model in plenty.models[1:]}) == 1, "one place for all"
+    assert not any(model.budget.beside for model in tight.models)
+    assert not any(model.budget.beside for model in plan(gpu(free=80), trio()[1:]).models), "there are no chats"
+
+
 def test_captured_steps_share_a_place_that_does_not_grow() -> None:
     chat, reranker = candidate("c", QWEN3_4B), candidate("r", RERANKER)
     alone = plan(gpu(free=40), (chat,)).models[0]
@@ -257,7 +266,8 @@ def test_captured_steps_share_a_place_that_does_not_grow() -> None:
     assert made.models[2].budget.graphs == second.budget.graphs, "there is one that is large enough"
     largest = max(m.budget.activations - m.budget.resumed for m in made.models)
     unfinished = sum(m.budget.unfinished for m in made.models)
-    assert made.steps == largest + unfinished + first.budget.graphs + second.budget.graphs
+    beside = second.budget.beside + workspaces_beside((8, 0))
+    assert made.steps == largest + unfinished + first.budget.graphs + second.budget.graphs + beside
 
 
 def test_the_reserve() -> None:

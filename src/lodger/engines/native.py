@@ -27,6 +27,7 @@ from lodger.runtime.allocator import Grant, allowance, capture_pool, make_worksp
 from lodger.runtime.device_loop import DeviceLoop
 from lodger.runtime.dtype import precisions
 from lodger.runtime.loading import load_runner
+from lodger.runtime.partition import partition
 from lodger.runtime.virtual_memory import virtual_memory
 from lodger.text.grammar import GrammarThreads
 from lodger.text.tokenizer import Tokenizer
@@ -148,7 +149,10 @@ class NativeEngine:
         )
         if cache is not None:
             return GenerateModel(serving, runner, cache, budget)
-        return _ENCODERS[facts.rerank_method](serving, runner, budget.step_tokens)
+        beside = partition(self._device) if budget.beside else None
+        if beside is not None:
+            beside.pool.grow(budget.beside - SMALL_CAPTURED)
+        return _ENCODERS[facts.rerank_method](serving, runner, budget.step_tokens, beside)
 
     @contextmanager
     def _granted(self, request: LoadRequest) -> Iterator[None]:
@@ -160,7 +164,8 @@ class NativeEngine:
         budget = request.budget
         kept = budget.captured if virtual_memory(self._device) else budget.kept
         pieces = budget.sequences if request.facts.generates else 1
-        grant = Grant(kept, budget.activations - budget.resumed, budget.unfinished, pieces, budget.graphs)
+        step = budget.activations - budget.resumed
+        grant = Grant(kept, step, budget.unfinished, pieces, budget.graphs, budget.beside)
         self._allowance.grant((id(self), request.spec.uid), grant)
         with self._allowance.loading():
             yield

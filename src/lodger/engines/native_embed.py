@@ -13,6 +13,7 @@ from lodger.engines.native_encode import EncodingModel
 from lodger.engines.native_model import Serving, check_ids
 from lodger.errors import EmptyInput, InvalidRequest, Unsupported
 from lodger.runtime.heads import ColbertHead
+from lodger.runtime.partition import Partition
 from lodger.runtime.runner import Runner
 from lodger.tasks import EmbedOutput, EmbedResult, EmbedTask, SparseVector, Usage
 from lodger.text.frame import Encoded
@@ -27,8 +28,8 @@ class EmbeddingModel(EncodingModel):
 
     lane_name = "embed"
 
-    def __init__(self, serving: Serving, runner: Runner, step_tokens: int) -> None:
-        super().__init__(serving, runner, step_tokens)
+    def __init__(self, serving: Serving, runner: Runner, step_tokens: int, beside: Partition | None = None) -> None:
+        super().__init__(serving, runner, step_tokens, beside)
         self._unweighted = sorted(serving.tokenizer.special_ids(_UNWEIGHTED))
 
     async def embed(self, task: EmbedTask) -> EmbedResult:

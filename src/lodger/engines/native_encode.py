@@ -10,6 +10,7 @@ from lodger.engines.native_model import ServedModel, Serving
 from lodger.errors import EmptyInput, LodgerError
 from lodger.runtime.encoding import EncodeLane, Outcome
 from lodger.runtime.heads import Head
+from lodger.runtime.partition import Partition
 from lodger.runtime.runner import Heads, Rows, Runner
 from lodger.sched.encode import EncodeLane as LaneName
 from lodger.sched.encode import Job
@@ -22,8 +23,8 @@ class EncodingModel(ServedModel):
 
     lane_name: LaneName
 
-    def __init__(self, serving: Serving, runner: Runner, step_tokens: int) -> None:
-        self._lane = EncodeLane(serving.uid, runner, self.lane_name, step_tokens)
+    def __init__(self, serving: Serving, runner: Runner, step_tokens: int, beside: Partition | None = None) -> None:
+        self._lane = EncodeLane(serving.uid, runner, self.lane_name, step_tokens, beside)
         super().__init__(serving, self._lane)
 
     @property

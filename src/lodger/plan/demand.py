@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from lodger.budget import Budget
+from lodger.budget import Budget, workspaces_beside
 from lodger.device.view import DeviceView
 from lodger.errors import Unsupported
 from lodger.plan import footprint
@@ -29,6 +29,7 @@ CALLERS, CALLER_TOKENS = 16, 4096  # a chat model's KV cache is wanted for so ma
 _INT8_CAPABILITY = (8, 0)  # of a GPU that the kernels were measured on or compiled for
 LONG_CHAT, SHORT_CHAT, MIN_SEQUENCES = 8192, 128, 16  # tokens of a chat; chats of one step on the tightest budget
 MIN_STEP, STEP = 512, 2048  # tokens of one step: on a tight budget, and else
+BESIDE = 32_768  # level from which a chat's KV cache leaves memory for texts that are computed beside it
 CHAT_STEP = 8192  # of prompts on a GPU, where the KV cache is large
 
 
@@ -195,9 +196,23 @@ def grants(wants: tuple[Demand, ...], levels: Mapping[str, int]) -> list[Budget]
     models that are loaded have too small a one, the new ones get another beside it."""
     own = [want.budget(levels.get(want.uid, 0)) for want in wants]
     most = max((budget.graphs for budget in own), default=0)
-    return [
+    granted = [
         budget if want.candidate.held or not most else msgspec.structs.replace(budget, graphs=most)
         for want, budget in zip(wants, own, strict=True)
+    ]
+    chats = any(want.generates and levels.get(want.uid, 0) >= BESIDE for want in wants)
+    return _beside(wants, granted) if chats else granted
+
+
+def _beside(wants: tuple[Demand, ...], budgets: list[Budget]) -> list[Budget]:
+    """With what texts take that are computed beside chats; whose memory the user has limited gets nothing of it. Like
+    the place of captured steps, theirs is as large as the largest needs it, and cannot grow."""
+    found = [footprint.beside(want.candidate.facts, want.dtype, want.device) for want in wants]
+    gets = [want.candidate.held is None and want.candidate.spec.memory is None for want in wants]
+    most = max((work for (work, _), new in zip(found, gets, strict=True) if new), default=0)
+    return [
+        msgspec.structs.replace(budget, beside=most, captured=budget.captured + own) if new and work else budget
+        for budget, (work, own), new in zip(budgets, found, gets, strict=True)
     ]
 
 
@@ -210,7 +225,9 @@ def steps(device: DeviceView, budgets: Iterable[Budget]) -> int:
     budgets = list(budgets)
     unfinished = sum(own.unfinished for own in budgets)
     largest = max((own.activations + unfinished - own.resumed for own in budgets), default=0)
-    return largest + sum({own.graphs for own in budgets})
+    beside = sum({own.beside for own in budgets})
+    products = workspaces_beside(device.compute_capability) if beside else 0
+    return largest + sum({own.graphs for own in budgets}) + beside + products
 
 
 def available(device: DeviceView, reserve: int) -> int:

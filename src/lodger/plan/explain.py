@@ -32,6 +32,8 @@ def rows(plan: Plan) -> list[Row]:
     if plan.steps:
         largest = max(plan.models, key=lambda model: model.budget.activations)
         steps = f"one step at a time, the largest of {largest.budget.step_tokens:,} tokens by {largest.uid}"
+        beside = any(model.budget.beside for model in plan.models)
+        steps += ", and texts beside chats" if beside else ""
         lines.append(Row("activations", plan.steps, steps))
     for model in plan.models:
         lines += _model_rows(plan, model)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from lodger.budget import SEGMENTS, workspaces
+from lodger.budget import SEGMENTS, workspaces, workspaces_beside
 from lodger.units import MIB
 
 # What loading takes in passing: pieces of a matrix while it is quantised, the self-test, steps that run once before
@@ -33,6 +33,7 @@ class Grant(NamedTuple):
     unfinished: int = 0  # between steps
     pieces: int = 1  # that these consist of
     graphs: int = 0  # the same memory for all models that are given as much
+    beside: int = 0  # likewise, of texts beside chats
 
 
 class Allowance:
@@ -94,6 +95,8 @@ class Allowance:
         """Bytes."""
         kept = sum(grant.kept for grant in self._grants.values())
         kept += sum({grant.graphs for grant in self._grants.values()})
+        beside = sum({grant.beside for grant in self._grants.values()})
+        kept += beside + (workspaces_beside(torch.cuda.get_device_capability(self._device)) if beside else 0)
         unfinished = sum(grant.unfinished for grant in self._awake())
         return self._before + self._always + kept + self._step() + unfinished + self._loading
 

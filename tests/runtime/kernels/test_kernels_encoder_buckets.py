@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from lodger.plan.footprint import CAPTURED_TEXTS
 from lodger.runtime.encoder_graphs import EncoderGraphs, _tiles, bucket_for, bucket_within, buckets
 from lodger.runtime.kernels.tiling import TEXT_ROWS, text_tiles
+from lodger.runtime.partition import STEPS
 
 BUCKETS = buckets(132)
 tokens = st.integers(1, BUCKETS[-1])
@@ -20,7 +21,7 @@ def test_buckets_grow_with_the_device_up_to_what_the_plan_counts(processors: int
     sizes = buckets(processors)
     assert list(sizes) == sorted(set(sizes))
     assert sizes[-1] <= CAPTURED_TEXTS
-    assert buckets(132)[-1] == CAPTURED_TEXTS
+    assert buckets(132)[-1] == STEPS[-1] == CAPTURED_TEXTS
 
 
 @given(st.lists(st.integers(1, 600), min_size=1, max_size=100))
