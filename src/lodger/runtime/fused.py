@@ -1,8 +1,8 @@
 """The fast path on a GPU: `DenseDecoder`'s layers with everything between two products in one kernel.
 
 A layer is nine launches: norm, queries with keys and values, rotation and store, attention, output, norm, gate and up,
-activation, down. Each norm adds to the residual stream first. Of a single token it is six: norms, activation and
-additions are parts of the products.
+activation, down. Each norm adds to the residual stream first. Where few chats decode, rotation and store are parts of
+attention. Of a single token it is five: norms, activation and additions are parts of the products.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from lodger.runtime.kernels import few_tokens, one_token
 from lodger.runtime.kernels.few_tokens_tiling import MOST_FEW
 from lodger.runtime.kernels.norm import rms_norm
 from lodger.runtime.kernels.one_token import Matrix
-from lodger.runtime.kernels.rotary import rotate_and_store
+from lodger.runtime.kernels.paged_attention import Turn
+from lodger.runtime.kernels.rotary import angles, rotate_and_store
 from lodger.runtime.kernels.swiglu import swiglu
 from lodger.runtime.layers import Placement, PlainLinear
 from lodger.runtime.packed import PackedBatch
@@ -49,16 +50,23 @@ class FusedDecoder(DenseDecoder):
         self._matrices = own if len(own) == len(found) else []
 
     def __call__(self, batch: PackedBatch) -> torch.Tensor:
+        """Hidden states [T, hidden_size]; of large steps over a cache only those that the batch wants."""
         residual = self.embed(batch.tokens)
-        cos, sin = (x[0] for x in self.rotary(self._float32, batch.positions[None]))  # [T, head_dim]
-        attend = _attention(self, current_plan(), cos, sin)
+        cos, sin = angles(batch.positions, self.rotary.inv_freq, self.rotary.attention_scaling)
+        plan = current_plan()
+        attend = _attention(self, plan, cos, sin)
         if len(residual) == 1 and self._matrices:
             return self._one_token(residual, attend)
         if len(residual) <= MOST_FEW and self._matrices and self._matrices[0].qkv.scale is not None:
             return self._few_tokens(residual, attend)
         x = rms_norm(residual, self.layers[0].before_attention.weight, self.layers[0].before_attention.epsilon)
         for layer, following in zip(self.layers, [*self.layers[1:], None], strict=True):
-            hidden = layer.out(attend(layer, layer.qkv(x)).flatten(1))
+            attended = attend(layer, layer.qkv(x)).flatten(1)
+            if following is None and isinstance(plan, PagedPlan) and plan.ends is not None:
+                if not len(plan.ends.tokens):
+                    return residual[:0]
+                residual = residual.index_select(0, plan.ends.tokens)
+            hidden = layer.out(attended)
             hidden = _feed_forward(layer, _add(residual, hidden, layer.before_mlp))
             x = _add(residual, hidden, self.norm if following is None else following.before_attention)
         return x
@@ -133,17 +141,32 @@ def _attention(decoder: DenseDecoder, plan: AttentionPlan, cos: torch.Tensor, si
     Keys and values go where the plan reads them: straight into the cache, or side by side where there is none.
     """
 
-    def rotate(layer: Layer, qkv: torch.Tensor, cache: torch.Tensor, at: int, slots: torch.Tensor) -> torch.Tensor:
-        norms, epsilon = None, 0.0
+    def norms(layer: Layer) -> tuple[tuple[torch.Tensor, torch.Tensor] | None, float]:
         if layer.query_norm and layer.key_norm:
-            norms, epsilon = (layer.query_norm.weight, layer.key_norm.weight), layer.query_norm.epsilon
-        return rotate_and_store(qkv, decoder.heads, cos, sin, norms, epsilon, cache, at, slots)
+            return (layer.query_norm.weight, layer.key_norm.weight), layer.query_norm.epsilon
+        return None, 0.0
+
+    def rotate(layer: Layer, qkv: torch.Tensor, cache: torch.Tensor, at: int, slots: torch.Tensor) -> torch.Tensor:
+        return rotate_and_store(qkv, decoder.heads, cos, sin, *norms(layer), cache, at, slots)
+
+    if isinstance(plan, DecodePlan) and plan.turns:
+        turning = plan
+
+        def at_once(layer: Layer, qkv: torch.Tensor) -> torch.Tensor:
+            heads = qkv.view(len(qkv), -1, decoder.head_dim)
+            turn = Turn(cos, sin, *norms(layer), turning.slots)
+            return turning.attend_new(layer.number, heads, decoder.scale, layer.window, turn)
+
+        return at_once
 
     if isinstance(plan, DecodePlan | PagedPlan):
         stored = plan
 
         def through_cache(layer: Layer, qkv: torch.Tensor) -> torch.Tensor:
             query = rotate(layer, qkv, stored.cache, layer.number, stored.slots)
+            if layer is decoder.layers[-1] and isinstance(stored, PagedPlan) and stored.ends is not None:
+                query = query.index_select(0, stored.ends.tokens)
+                return stored.ends.plan.attend_stored(layer.number, query, decoder.scale, layer.window)
             return stored.attend_stored(layer.number, query, decoder.scale, layer.window)
 
         return through_cache

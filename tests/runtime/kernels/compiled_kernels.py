@@ -109,7 +109,12 @@ def _attention(dim: int, heads: int, kv_heads: int, slots: torch.Tensor) -> Iter
     for shape, splits, window in cuts if dim == 128 else cuts[1:]:
         tiles = paged_attention.Tiles(integers(8, 4), integers(8, 513), shape(heads // kv_heads, dim), splits)
         named = f"{shape.__name__} of {dim}, {splits} programs a tile, window {window}"
-        yield named, partial(paged_attention.attend, query, cache, 3, tiles, query, 0.1, window)
+        attend = paged_attention.attend
+        yield named, partial(attend, query, cache, 3, tiles, query, 0.1, window)
+        if shape is decode_shape:
+            turn = paged_attention.Turn(angles, angles, norms, 1e-6, slots)
+            heads_of = qkv.view(8, -1, dim)
+            yield f"{named}, turned", partial(attend, heads_of, cache, 3, tiles, query, 0.1, window, turn)
 
 
 def _encoder(weight: torch.Tensor) -> Iterator[tuple[str, Callable[[], Any]]]:

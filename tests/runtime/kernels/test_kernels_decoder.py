@@ -8,7 +8,7 @@ from attention_cases import LAYER, LAYERS, TOLERANCE, far
 from torch.nn.functional import silu
 
 from lodger.runtime.kernels.norm import rms_norm
-from lodger.runtime.kernels.rotary import rotate_and_store
+from lodger.runtime.kernels.rotary import angles, rotate_and_store
 from lodger.runtime.kernels.swiglu import swiglu
 
 Where = tuple[torch.device, torch.dtype]
@@ -49,6 +49,15 @@ def test_swiglu(width: int, where: Where) -> None:
     gate_up = random(where, 3, 2 * width) * 4
     gate, up = gate_up.double().chunk(2, dim=1)
     assert far(swiglu(gate_up), silu(gate) * up) < TOLERANCE[where[1]]
+
+
+def test_angles_of_far_positions(where: Where) -> None:
+    positions = torch.tensor([0, 1, 319, 40_959, 131_071], device=where[0])
+    frequencies = 1 / 1e6 ** (torch.arange(0, 72, 2, device=where[0]) / 72)
+    cos, sin = angles(positions, frequencies, 1.5)
+    turn = positions[:, None].float() * frequencies
+    assert torch.allclose(cos, turn.cos() * 1.5, atol=1e-6)
+    assert torch.allclose(sin, turn.sin() * 1.5, atol=1e-6)
 
 
 def rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:

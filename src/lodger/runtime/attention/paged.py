@@ -9,6 +9,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache as cached
+from typing import NamedTuple
 
 import torch
 
@@ -21,10 +22,11 @@ from lodger.runtime.kernels.store import store
 from lodger.runtime.kernels.tiling import Shape, Tile, chunk_shape, cut, decode_shape, splits_for
 from lodger.runtime.kv import KVCache
 from lodger.runtime.packed import PackedBatch
-from lodger.runtime.upload import staged, table
+from lodger.runtime.upload import staged, table, upload
 
 Place = tuple[int, int, int, int]  # of a sequence: first token in the packed row, new tokens, older ones, its number
 
+LEAST_TRIMMED = 256  # tokens of a step whose last layer is computed only of the tokens that are asked for
 LEAST_NEW = 64  # new tokens of a sequence for which its keys are laid end to end
 _GATHERED = 2**25  # numbers of keys and values that lie end to end at a time, as the plan counts them
 MOST_TURNED = 32  # sequences of a step whose heads are turned where they attend; of more a launch is faster
@@ -65,6 +67,15 @@ class PagedPlan:
         self._chunks = [row for row in rest if row[1] > 1]
         self._blocks = batch.blocks
         self._launches: list[Tiles] | None = None
+        trims = batch.wanted is not None and batch.offsets[-1] >= LEAST_TRIMMED
+        self.ends = self._ends(batch, batch.wanted or (), cache) if trims else None
+
+    def _ends(self, batch: PackedBatch, wanted: Sequence[int], cache: KVCache) -> Ends:
+        last = upload([batch.offsets[n + 1] - 1 for n in wanted], torch.int64, self._device)
+        past = tuple(batch.past[n] + batch.lengths[n] - 1 for n in wanted)
+        of = PackedBatch(last, last, tuple(range(len(wanted) + 1)), past=past,
+                         blocks=tuple(batch.blocks[n] for n in wanted), slots=last)  # fmt: skip
+        return Ends(last, PagedPlan(of, cache, self._device, self._processors))
 
     def attend(
         self,
@@ -101,6 +112,13 @@ class PagedPlan:
         longest = max(tile.position + tile.tokens for tile in tiles)
         splits = splits_for(len(tiles) * self.cache.shape[4], longest, shape.least, self._processors)
         return Tiles(table(tiles, self._device), blocks, shape, splits)
+
+
+class Ends(NamedTuple):
+    """All that the last layer is asked for."""
+
+    tokens: torch.Tensor  # [wanted] int64: the last new ones of these sequences
+    plan: PagedPlan  # of nothing else but them
 
 
 class Gathered:
@@ -238,6 +256,17 @@ class DecodePlan:
         """`attend` where the new keys and values are in their slots of the cache already."""
         out = torch.empty_like(query)
         attend(query, self.cache, layer, self._tiles, out, scale, window)
+        return out
+
+    @property
+    def turns(self) -> bool:
+        """`attend_new` is faster than turning the heads by a launch of its own."""
+        return self._tiles.shape.tokens == 1 and len(self._tiles.records) <= MOST_TURNED
+
+    def attend_new(self, layer: int, qkv: torch.Tensor, scale: float, window: int | None, turn: Turn) -> torch.Tensor:
+        """`attend` of queries, keys and values [T, heads + 2 * kv_heads, head_dim] as their product left them."""
+        out = qkv.new_empty(len(qkv), qkv.shape[1] - 2 * self.cache.shape[4], qkv.shape[2])
+        attend(qkv, self.cache, layer, self._tiles, out, scale, window, turn)
         return out
 
 

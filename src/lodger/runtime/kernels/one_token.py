@@ -18,6 +18,8 @@ import torch
 import triton
 import triton.language as tl
 
+from lodger.runtime.kernels.halves import floats
+
 
 class Matrix(NamedTuple):
     """What x is multiplied with: x @ (values * scale).T + bias."""
@@ -71,10 +73,12 @@ def product(
     elif out is None:
         out = x.new_empty(1, rows)
     share = share or share_for(rows, gated=gated)
+    # In the interpreter numbers are float32, and every byte is one.
+    each = 4 if matrix.scale is not None and columns % 4 == 0 and x.dtype != torch.float32 else 1
     _product[(triton.cdiv(rows, share.rows),)](
         x,
         x if norm is None else norm[0],
-        matrix.values,
+        matrix.values.view(torch.int32) if each == 4 else matrix.values,
         x if matrix.scale is None else matrix.scale,
         x if matrix.bias is None else matrix.bias,
         out,
@@ -88,47 +92,49 @@ def product(
         SCALED=matrix.scale is not None,
         BIASED=matrix.bias is not None,
         ADDED=residual is not None,
+        EACH=each,
         num_warps=share.warps,
     )
     return out
 
 
 @triton.jit
-def _read(place, start, columns, COLUMNS: tl.constexpr):
-    inside = start + tl.arange(0, COLUMNS) < columns
-    return tl.load(place + start, mask=inside[None, :], other=0, eviction_policy="evict_first")
+def _read(place, start, columns, COLUMNS: tl.constexpr, EACH: tl.constexpr):
+    inside = start // EACH + tl.arange(0, COLUMNS // EACH) < columns // EACH
+    return tl.load(place + start // EACH, mask=inside[None, :], other=0, eviction_policy="evict_first")
 
 
 @triton.jit(do_not_specialize=["rows"])
 def _product(
     x, norm, weight, scale, bias, out, rows, columns, epsilon,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, NORMED: tl.constexpr, GATED: tl.constexpr, SCALED: tl.constexpr,
-    BIASED: tl.constexpr, ADDED: tl.constexpr,
+    BIASED: tl.constexpr, ADDED: tl.constexpr, EACH: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, COLUMNS)
     # Beyond the last row it is read again, and what comes of it is not stored.
-    first = weight + tl.minimum(row, rows - 1).to(tl.int64)[:, None] * columns + column[None, :]
-    second = first + rows.to(tl.int64) * columns
-    w = _read(first, 0, columns, COLUMNS)
+    place = tl.minimum(row, rows - 1).to(tl.int64)[:, None] * (columns // EACH)
+    first = weight + place + tl.arange(0, COLUMNS // EACH)[None, :]
+    second = first + rows.to(tl.int64) * (columns // EACH)
+    w = _read(first, 0, columns, COLUMNS, EACH)
     if GATED:
-        u = _read(second, 0, columns, COLUMNS)
+        u = _read(second, 0, columns, COLUMNS, EACH)
     total = tl.zeros([ROWS, COLUMNS], tl.float32)
     beside = tl.zeros([ROWS, COLUMNS], tl.float32)
     squares = tl.zeros([COLUMNS], tl.float32)
     for start in tl.range(0, columns, COLUMNS):
-        next_w = _read(first, start + COLUMNS, columns, COLUMNS)
+        next_w = _read(first, start + COLUMNS, columns, COLUMNS, EACH)
         if GATED:
-            next_u = _read(second, start + COLUMNS, columns, COLUMNS)
+            next_u = _read(second, start + COLUMNS, columns, COLUMNS, EACH)
         inside = start + column < columns
         a = tl.load(x + start + column, mask=inside, other=0.0).to(tl.float32)
         if NORMED:
             squares += a * a
             a *= tl.load(norm + start + column, mask=inside, other=0.0).to(tl.float32)
-        total += _number(w) * a[None, :]
+        total += _numbers(w, EACH) * a[None, :]
         w = next_w
         if GATED:
-            beside += _number(u) * a[None, :]
+            beside += _numbers(u, EACH) * a[None, :]
             u = next_u
     factor = 1.0
     if NORMED:
@@ -143,12 +149,10 @@ def _product(
 
 
 @triton.jit
-def _number(w):
-    """In float32. A byte comes to lie in the last bits of 2^23: an A100 or H100 converts integers at an eighth of the
-    speed at which it adds."""
-    if w.dtype == tl.int8:
-        beside = (w.to(tl.uint8, bitcast=True) ^ 128).to(tl.uint32) | 0x4B000000
-        return beside.to(tl.float32, bitcast=True) - 8388736.0  # 2^23 + 128
+def _numbers(w, EACH: tl.constexpr):
+    """In float32."""
+    if EACH == 4:  # bytes at one address
+        w = floats(w)
     return w.to(tl.float32)
 
 

@@ -18,9 +18,20 @@ import triton
 import triton.language as tl
 
 from lodger.runtime.kernels.arrivals import counters
+from lodger.runtime.kernels.rotary import turned
 from lodger.runtime.kernels.tiling import MOST_SPLITS, Shape
 
 LOG2_E = 1.4426950408889634
+
+
+class Turn(NamedTuple):
+    """What still has to happen to heads that come as their product left them, one token a tile."""
+
+    cos: torch.Tensor  # float32 [T, head_dim] or half of it, of each token's position
+    sin: torch.Tensor
+    norms: tuple[torch.Tensor, torch.Tensor] | None  # of queries and keys
+    epsilon: float
+    slots: torch.Tensor  # [T]: where the new keys and values go
 
 
 class Tiles(NamedTuple):
@@ -40,18 +51,20 @@ def attend(
     out: torch.Tensor,
     scale: float,
     window: int | None,
+    turn: Turn | None = None,
 ) -> None:
     """Causal attention of the tokens that `tiles` names; a tile without tokens writes nothing.
 
     Args:
-        query: [T, heads, head_dim], the last dimension contiguous.
+        query: [T, heads, head_dim], the last dimension contiguous; with `turn` [T, heads + 2 * kv_heads, head_dim], the
+            new keys and values after them, which go into the cache then.
         cache: [layers, 2, blocks, block_size, kv_heads, head_dim]; the new tokens' keys and values are in it already.
         out: [T, heads, head_dim], contiguous; only the rows of the tiles' tokens are written.
         scale: factor on the scores.
         window: keys that a query sees, counting its own; None is all.
     """
-    heads, dim = query.shape[1:]
-    kv_heads = cache.shape[4]
+    (heads, dim), kv_heads = out.shape[1:], cache.shape[4]
+    given = turn or Turn(query, query, None, 0.0, query)
     shape, splits = tiles.shape, tiles.splits
     programs = (kv_heads, len(tiles.records), splits)  # neighbours read neighbouring keys
     parts, sums = (out, out) if splits == 1 else _workspace(programs, shape.rows, dim, query.device)
@@ -64,10 +77,15 @@ def attend(
         out if splits == 1 else counters(query.device),
         tiles.records,
         tiles.table,
+        *given[:2],
+        *(given.norms or (query, query)),
+        given.slots,
         layer,
         window or 0,
         scale * LOG2_E,
+        given.epsilon,
         *query.stride()[:2],
+        *(angles.stride(0) for angles in given[:2]),
         *cache.stride()[:5],
         tiles.table.stride(0),
         HEADS=heads,
@@ -80,6 +98,8 @@ def attend(
         LEAST=shape.least,
         SPLITS=1 if splits == 1 else 8 if splits <= 8 else MOST_SPLITS,
         WINDOWED=window is not None,
+        TURNED=turn is not None,
+        NORMED=given.norms is not None,
         num_warps=shape.warps,
         num_stages=shape.stages,
     )
@@ -146,35 +166,90 @@ def _sweep(
 
 @triton.jit(do_not_specialize=["layer", "window", "table_sequence"])
 def _attend(
-    query, cache, out, parts, sums, arrived, records, table, layer, window, scale, query_token, query_head, cache_layer,
-    cache_value, cache_block, cache_slot, cache_head, table_sequence, HEADS: tl.constexpr, GROUP: tl.constexpr,
-    DIM: tl.constexpr, PADDED: tl.constexpr, BLOCK_SIZE: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
-    LEAST: tl.constexpr, SPLITS: tl.constexpr, WINDOWED: tl.constexpr,
+    query, cache, out, parts, sums, arrived, records, table, cos, sin, query_norm, key_norm, slots, layer, window,
+    scale, epsilon, query_token, query_head, cos_token, sin_token, cache_layer, cache_value, cache_block, cache_slot,
+    cache_head, table_sequence, HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, PADDED: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, LEAST: tl.constexpr, SPLITS: tl.constexpr,
+    WINDOWED: tl.constexpr, TURNED: tl.constexpr, NORMED: tl.constexpr,
 ):  # fmt: skip
     kv_head, tile, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    token = tl.load(records + tile * 4)
-    count = tl.load(records + tile * 4 + 1)
-    first = tl.load(records + tile * 4 + 2)
-    sequence = tl.load(records + tile * 4 + 3)
-    begin, end, share = _keys_of(first, count, window, tl.num_programs(2), KEYS, LEAST, WINDOWED)
+    splits = tl.num_programs(2)
+    token, count, first, sequence = _record(records + tile * 4)
+    begin, end, share = _keys_of(first, count, window, splits, KEYS, LEAST, WINDOWED)
     start = begin + split * share
     if (count == 0) | (start >= end):
         return
     sharing = tl.cdiv(end - begin, share)
-    end = tl.minimum(end, start + share)
 
     row = tl.arange(0, ROWS)
     dim = tl.arange(0, PADDED)
     own = row // GROUP < count
     head = kv_head * GROUP + row % GROUP
-    position = first + row // GROUP
     at = (token + row // GROUP).to(tl.int64)
     stored = own[:, None] & (dim < DIM)[None, :]
-    q = tl.load(query + (at * query_token + head * query_head)[:, None] + dim[None, :], mask=stored, other=0.0)
+    place = query + (at * query_token + head * query_head)[:, None]
     keys = cache + layer.to(tl.int64) * cache_layer + kv_head * cache_head
     values = keys + cache_value
-    blocks = table + sequence.to(tl.int64) * table_sequence
+    if TURNED:
+        cos += token * cos_token
+        sin += token * sin_token
+        q = turned(place, own[:, None], cos, sin, query_norm, epsilon, DIM, PADDED, NORMED).to(cache.dtype.element_ty)
+        if start + share >= end:  # the newest key is this program's
+            new = query + token.to(tl.int64) * query_token + (HEADS + kv_head) * query_head
+            slot = tl.load(slots + token).to(tl.int64)
+            slot = slot // BLOCK_SIZE * cache_block + slot % BLOCK_SIZE * cache_slot
+            _store_newest(
+                new, HEADS // GROUP * query_head, keys + slot, values + slot, cos, sin, key_norm, epsilon, DIM, PADDED,
+                NORMED,
+            )  # fmt: skip
+    else:
+        q = tl.load(place + dim[None, :], mask=stored, other=0.0)
+    highest, total, found = _swept(
+        start, tl.minimum(end, start + share), first, first + row // GROUP, window, q, keys, values,
+        table + sequence.to(tl.int64) * table_sequence, scale, cache_block, cache_slot, BLOCK_SIZE, DIM, PADDED, ROWS,
+        KEYS, WINDOWED,
+    )  # fmt: skip
+    if SPLITS > 1:
+        group = tile * tl.num_programs(0) + kv_head
+        parts += group.to(tl.int64) * splits * (ROWS * DIM)
+        sums += group * splits * ROWS
+        tl.store(parts + (split * ROWS + row)[:, None] * DIM + dim[None, :], found, mask=stored)
+        tl.store(sums + split * ROWS + row, tl.where(total > 0, highest + tl.log2(total), float("-inf")), mask=own)
+        tl.debug_barrier()  # every thread has stored what it found before one says so
+        if tl.atomic_add(arrived + group, 1, sem="acq_rel") != sharing - 1:
+            return
+        tl.store(arrived + group, 0)
+        found = _merged(parts, sums, sharing, own, DIM, PADDED, ROWS, SPLITS)
+    tl.store(out + (at * HEADS + head)[:, None] * DIM + dim[None, :], found.to(out.dtype.element_ty), mask=stored)
 
+
+@triton.jit
+def _record(place):
+    return tl.load(place), tl.load(place + 1), tl.load(place + 2), tl.load(place + 3)
+
+
+@triton.jit
+def _store_newest(
+    new, to_value, key_slot, value_slot, cos, sin, norm, epsilon, DIM: tl.constexpr, PADDED: tl.constexpr,
+    NORMED: tl.constexpr,
+):  # fmt: skip
+    """The key head at `new`, normed and turned, and its value head go into their slots. The whole program sees them."""
+    one = tl.arange(0, 1)[:, None]
+    place = one * 0 + tl.arange(0, PADDED)[None, :]
+    known = place < DIM
+    key = turned(new + one, one == 0, cos, sin, norm, epsilon, DIM, PADDED, NORMED)
+    tl.store(key_slot + place, key.to(key_slot.dtype.element_ty), mask=known)
+    tl.store(value_slot + place, tl.load(new + to_value + place, mask=known), mask=known)
+    tl.debug_barrier()
+
+
+@triton.jit
+def _swept(
+    start, end, first, position, window, query, keys, values, table, scale, cache_block, cache_slot,
+    BLOCK_SIZE: tl.constexpr, DIM: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
+    WINDOWED: tl.constexpr,
+):  # fmt: skip
+    """Of keys [start, end): each row's highest score, the sum of its chances, and what it found."""
     highest = tl.full([ROWS], -1e30, tl.float32)
     total = tl.zeros([ROWS], tl.float32)
     found = tl.zeros([ROWS, PADDED], tl.float32)
@@ -182,29 +257,15 @@ def _attend(
     if not WINDOWED:  # keys that every row of the tile sees need no mask
         middle = start + tl.maximum(tl.minimum(end, first + 1) - start, 0) // KEYS * KEYS
         highest, total, found = _sweep(
-            start, middle, q, highest, total, found, keys, values, blocks, position, window, scale,
+            start, middle, query, highest, total, found, keys, values, table, position, window, scale,
             cache_block, cache_slot, BLOCK_SIZE, DIM, PADDED, KEYS, False, False,
         )  # fmt: skip
     highest, total, found = _sweep(
-        middle, end, q, highest, total, found, keys, values, blocks, position, window, scale,
+        middle, end, query, highest, total, found, keys, values, table, position, window, scale,
         cache_block, cache_slot, BLOCK_SIZE, DIM, PADDED, KEYS, True, WINDOWED,
     )  # fmt: skip
-
     some = tl.where(total > 0, total, 1.0)  # a row may see none of one program's keys
-    found = found / some[:, None]
-    if SPLITS > 1:
-        group = tile * tl.num_programs(0) + kv_head
-        parts += group.to(tl.int64) * tl.num_programs(2) * (ROWS * DIM)
-        sums += group * tl.num_programs(2) * ROWS
-        tl.store(parts + (split * ROWS + row)[:, None] * DIM + dim[None, :], found, mask=stored)
-        tl.store(sums + split * ROWS + row, tl.where(total > 0, highest + tl.log2(some), float("-inf")), mask=own)
-        tl.debug_barrier()  # every thread has stored what it found before one says so
-        if tl.atomic_add(arrived + group, 1, sem="acq_rel") != sharing - 1:
-            return
-        tl.store(arrived + group, 0)
-        found = _merged(parts, sums, sharing, own, DIM, PADDED, ROWS, SPLITS)
-    place = at * HEADS + head
-    tl.store(out + place[:, None] * DIM + dim[None, :], found.to(out.dtype.element_ty), mask=stored)
+    return highest, total, found / some[:, None]
 
 
 @triton.jit

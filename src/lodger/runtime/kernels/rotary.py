@@ -15,6 +15,32 @@ import triton.language as tl
 HEADS_AT_ONCE = 8
 
 
+def angles(positions: torch.Tensor, frequencies: torch.Tensor, factor: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosine and sine of each token's angles, times `factor`.
+
+    Args:
+        positions: [T] of any integers.
+        frequencies: float32 [head_dim / 2], radians a position.
+
+    Returns:
+        Two of float32 [T, head_dim / 2].
+    """
+    found = torch.empty(2, len(positions), len(frequencies), dtype=torch.float32, device=positions.device)
+    width = len(frequencies)
+    _angles[(len(positions),)](
+        positions, frequencies, *found, factor, WIDTH=width, PADDED=triton.next_power_of_2(width), num_warps=1
+    )
+    return found[0], found[1]
+
+
+@triton.jit
+def _angles(positions, frequencies, cos, sin, factor, WIDTH: tl.constexpr, PADDED: tl.constexpr):
+    token, at = tl.program_id(0), tl.arange(0, PADDED)
+    angle = tl.load(positions + token).to(tl.float32) * tl.load(frequencies + at, mask=at < WIDTH, other=0.0)
+    tl.store(cos + token * WIDTH + at, tl.cos(angle) * factor, mask=at < WIDTH)
+    tl.store(sin + token * WIDTH + at, tl.sin(angle) * factor, mask=at < WIDTH)
+
+
 def rotate_and_store(
     qkv: torch.Tensor,
     heads: int,
@@ -66,6 +92,25 @@ def rotate_and_store(
         num_warps=4,
     )
     return query
+
+
+@triton.jit
+def turned(place, inside, cos, sin, norm, epsilon, DIM: tl.constexpr, PADDED: tl.constexpr, NORMED: tl.constexpr):
+    """Heads of one token at `place` [N, 1], normed and turned by its angles: [N, PADDED] in float32."""
+    dim = tl.arange(0, PADDED)
+    is_low = dim < DIM // 2
+    other = tl.where(is_low, dim + DIM // 2, dim - DIM // 2)
+    known = inside & (dim < DIM)[None, :]
+    a = tl.load(place + dim[None, :], mask=known, other=0.0).to(tl.float32)
+    b = tl.load(place + other[None, :], mask=known, other=0.0).to(tl.float32)
+    if NORMED:
+        scale = tl.rsqrt(tl.sum(a * a, 1) / DIM + epsilon)[:, None]
+        a *= scale * tl.load(norm + dim, mask=dim < DIM, other=0.0).to(tl.float32)[None, :]
+        b *= scale * tl.load(norm + other, mask=dim < DIM, other=0.0).to(tl.float32)[None, :]
+    angle = tl.where(is_low, dim, other)
+    c = tl.load(cos + angle, mask=dim < DIM, other=0.0).to(tl.float32)
+    s = tl.load(sin + angle, mask=dim < DIM, other=0.0).to(tl.float32)
+    return a * c[None, :] + b * tl.where(is_low, -s, s)[None, :]
 
 
 @triton.jit(do_not_specialize=["layer"])
