@@ -10,7 +10,7 @@ import re
 
 from lodger.tasks import ChatTask, Constraint
 from lodger.text.reasoning import CLOSE, OPEN, after_thought, inside_thought, thinks
-from lodger.text.schema_rules import schema_rule
+from lodger.text.schema_rules import text_rule
 from lodger.text.tool_formats import tool_format
 
 _SLASHES = re.compile(r"(\\.)|/|\n", re.DOTALL)
@@ -54,7 +54,7 @@ def _embedded(constraint: Constraint) -> str:
     """A constraint as the right side of a rule in llguidance's Lark."""
     if constraint.kind == "json":
         schema = json.loads(constraint.text)
-        return schema_rule(schema, lenient=False) if isinstance(schema, dict) else f"%json {constraint.text}"
+        return text_rule(schema) if isinstance(schema, dict) else f"%json {constraint.text}"
     if constraint.kind == "regex":
         body = _SLASHES.sub(lambda found: found[1] or {"/": r"\/", "\n": r"\n"}[found[0]], constraint.text)
         return f"/{body}/"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from lodger.tasks import ToolCall
-from lodger.text.schema_rules import schema_rule
+from lodger.text.schema_rules import call_rule
 from lodger.text.tool_formats.json_value import JsonEnd, is_text, parse, write
 
 Tool = dict[str, Any]
@@ -175,9 +175,7 @@ class JsonFormat:
         rules = [f"calls: {f'{before} {body} {after}' if self.listed else body}", "call: " + alternatives(tools)]
         for number, tool in enumerate(tools):
             head = f'{{"name": {json.dumps(name_of(tool), ensure_ascii=False)}, "{self.arguments}": '
-            rules.append(
-                f"call_{number}: {literal(head)} {schema_rule(parameters_of(tool), lenient=True)} {literal('}')}"
-            )
+            rules.append(f"call_{number}: {literal(head)} {call_rule(parameters_of(tool))} {literal('}')}")
         return "\n".join(rules)
 
 

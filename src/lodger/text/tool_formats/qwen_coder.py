@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lodger.tasks import ToolCall
-from lodger.text.schema_rules import schema_rule
+from lodger.text.schema_rules import call_rule
 from lodger.text.tool_formats.base import (
     Block,
     Tool,
@@ -138,4 +138,4 @@ def _value_rules(name: str, schema: Any, shared: dict[str, Any]) -> list[str]:
     if _is_string(schema):
         return [f"{name}: ({' | '.join(literal(str(choice)) for choice in schema['enum'])}) {literal(end)}"]
     whole = {**shared, **schema} if isinstance(schema, dict) else {}
-    return [f"{name}: {schema_rule(whole, lenient=True)} {literal(end)}"]
+    return [f"{name}: {call_rule(whole)} {literal(end)}"]
