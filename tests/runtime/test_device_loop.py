@@ -106,10 +106,10 @@ def test_texts_that_run_beside_chats_take_no_turn_of_theirs_and_are_never_far_ah
         loop.wait()
     loop.close()
     decodes = ["a decode", "b decode"]
-    assert journal[: AHEAD + 3] == [*decodes, *["book beside"] * AHEAD, "a prefill"], "and the others take their turns"
-    assert journal[AHEAD + 3 : AHEAD + 7] == [*decodes, "book beside", "b prefill"], "as many as were done"
-    assert journal[AHEAD + 7 : AHEAD + 13] == [*decodes, "book beside"] * 2
-    assert journal[AHEAD + 13 :] == ["book embed"] * 2 + ["a closed", "b closed", "book closed"], "alone it has all"
+    assert journal[:6] == [*decodes, "a prefill", *decodes, "b prefill"], "prompts have all of the device"
+    assert journal[6 : 8 + AHEAD] == [*decodes, *["book beside"] * AHEAD]
+    assert journal[8 + AHEAD : 11 + AHEAD] == [*decodes, "book beside"], "as many as were done"
+    assert journal[11 + AHEAD :] == ["book embed"] * 4 + ["a closed", "b closed", "book closed"], "alone it has all"
 
 
 class Timed(Counted):

@@ -3,7 +3,8 @@
 A turn is one decode step of every model with running chats, then one micro-step of whatever the arbiter chooses. On a
 GPU both are launched and not waited for: what a step found is handed out while later ones run. Where the memory was
 planned for it, many texts do not take turns with the chats that decode: they are computed beside them, on a part of the
-device. New work and cancellations arrive between steps, as functions that the thread runs.
+device. While a prompt or a query waits, everything takes turns. New work and cancellations arrive between steps, as
+functions that the thread runs.
 """
 
 from __future__ import annotations
@@ -167,10 +168,11 @@ class DeviceLoop:
             lane.decode()
         if decoding:
             marks.append(self._stopwatch.mark())
+        beside = bool(decoding) and not any(any(lane.claims(1)) for lane in lanes if not lane.beside)
+        if beside:
             self._run_beside(lanes)
-        in_turn = [lane for lane in lanes if not (decoding and lane.beside)]
-        budgets = {lane.name: self._budget(lane, bool(decoding)) for lane in in_turn}
-        claims = [claim for lane in in_turn for claim in lane.claims(budgets[lane.name])]
+        budgets = {lane.name: self._budget(lane, bool(decoding)) for lane in lanes}
+        claims = [] if beside else [claim for lane in lanes for claim in lane.claims(budgets[lane.name])]
         chosen = self._arbiter.choose(claims)
         ran = 0 if chosen is None else self._lanes[chosen.model].micro_step(chosen.lane, budgets[chosen.model])
         if decoding:
