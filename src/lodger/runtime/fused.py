@@ -64,7 +64,7 @@ class FusedDecoder(DenseDecoder):
             attended = attend(layer, layer.qkv(x)).flatten(1)
             if following is None and isinstance(plan, PagedPlan) and plan.ends is not None:
                 if not len(plan.ends.tokens):
-                    return residual[:0]
+                    return attended.new_empty(0, residual.shape[1])
                 residual = residual.index_select(0, plan.ends.tokens)
             hidden = layer.out(attended)
             hidden = _feed_forward(layer, _add(residual, hidden, layer.before_mlp))

@@ -28,6 +28,7 @@ class PackedBatch:
     past: tuple[int, ...] = ()  # tokens of each sequence that the KV cache holds already
     blocks: tuple[tuple[int, ...], ...] = ()  # block table of each sequence
     stacked: torch.Tensor | None = None  # [3, T] int64: tokens, positions and types in one, of whole texts
+    wanted: tuple[int, ...] | None = None  # sequences whose last hidden states are all that is asked for; None: all are
     slots: torch.Tensor | None = None  # [T] int64: place of each token in the KV cache, block * block_size + offset
 
     @property

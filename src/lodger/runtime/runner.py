@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count, groupby
 
 import torch
@@ -57,7 +57,7 @@ class Runner:
         Returns:
             [wanted, hidden_size]: the hidden states of their last tokens, which `lm_head` makes logits of.
         """
-        hidden = self.hidden(batch, cache)
+        hidden = self.hidden(replace(batch, wanted=tuple(wanted)), cache)
         if len(wanted) == len(hidden):
             return hidden
         last = [batch.offsets[n + 1] - 1 for n in wanted]

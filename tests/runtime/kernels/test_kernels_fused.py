@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from attention_cases import far
 
 from lodger.catalogue.inspect import inspect_folder
 from lodger.runtime import families
+from lodger.runtime.attention import paged
 from lodger.runtime.attention.paged import DecodePlan, PagedPlan
 from lodger.runtime.attention.sdpa import SdpaAttention
 from lodger.runtime.context import attending
@@ -92,6 +94,21 @@ def test_chunks_then_single_tokens(pair: Pair) -> None:
         assert pair.close(pair.found(batch, fresh), expected)
         cached = PagedPlan(batch, cache, device, PROCESSORS, flash=False)
         assert pair.close(pair.found(batch, cached), expected)
+
+
+@pytest.mark.parametrize("wanted", [(0, 2), (1,), ()])
+def test_of_large_steps_only_what_is_asked_for_goes_through_the_last_layer(
+    wanted: tuple[int, ...], tiny: Callable[..., Path], where: Where, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paged, "LEAST_TRIMMED", 8)
+    pair = Pair(tiny("qwen3"), where)
+    for counts in ({0: (0, 5), 1: (0, 3), 2: (0, 1)}, {0: (5, 1), 1: (3, 6), 2: (1, 4)}):
+        batch = replace(pack_rows(rows(counts), BLOCK, pair.device), wanted=wanted)
+        expected = pair.expected(batch)[[batch.offsets[n + 1] - 1 for n in wanted]]
+        found = pair.found(batch, PagedPlan(batch, pair.caches[1], pair.device, PROCESSORS, flash=False))
+        assert found.shape == expected.shape
+        assert not wanted or pair.close(found, expected)
+    assert far(pair.caches[1].tensor, pair.caches[0].tensor) < pair.precision.tolerance
 
 
 @pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning")  # rows of nobody hold whatever the memory held
