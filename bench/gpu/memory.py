@@ -23,7 +23,7 @@ import torch
 from bench.gpu.card import this_card, used
 from bench.gpu.folders import write_folders
 from bench.gpu.part import options, write
-from lodger.budget import SEGMENTS, workspaces
+from lodger.budget import SEGMENTS, workspaces, workspaces_beside
 from lodger.catalogue.inspect import inspect_folder
 from lodger.engines.base import LoadRequest
 from lodger.engines.native import NativeEngine
@@ -126,11 +126,19 @@ def measured(models: Models, before: int) -> dict[str, int]:
 
 
 def promised(made: Plan) -> dict[str, int]:
-    parts = {part: sum(getattr(model.budget, part) for model in made.models) for part in PARTS[1:4]}
-    graphs = sum({model.budget.graphs for model in made.models})
-    parts["captured"] += graphs
-    ends = {"process": made.process - SEGMENTS, "activations": made.steps - graphs + SEGMENTS}
-    return {**parts, **ends, "total": made.needed}
+    """As `measured` cuts it: workspaces of products are the process's, unused ends of segments are for activations."""
+    budgets = [model.budget for model in made.models]
+    parts = {part: sum(getattr(budget, part) for budget in budgets) for part in PARTS[1:4]}
+    graphs, beside = ({getattr(budget, what) for budget in budgets} for what in ("graphs", "beside"))
+    products = workspaces_beside(made.device.compute_capability) if any(beside) else 0
+    captured = sum(graphs) + sum(beside)
+    return {
+        "process": made.process - SEGMENTS + products,
+        **parts,
+        "captured": parts["captured"] + captured,
+        "activations": made.steps - captured - products + SEGMENTS,
+        "total": made.needed,
+    }
 
 
 def show(budget: float, row: dict[str, Any]) -> None:
