@@ -89,7 +89,8 @@ def raw_parts() -> dict[str, Any]:
     texts = [{"lane": lane, "step_tokens": 8192, "tok_s": 6e5, "limit_tok_s": 1e6} for lane in ("embed", "rerank")]
     held = {"planned": {"weights": 2**33, "process": 2**29, "total": 9 * 2**30}, "quantization": None}
     held["measured"] = {"weights": 2**33, "process": 1.1 * 2**29, "total": 9.05 * 2**30}
-    starts = [{"start_s": wait, "after load": 8.4 * 2**30} for wait in (40.0, 18.0)]
+    starts: list[dict[str, Any]] = [{"start_s": wait, "after load": 8.4 * 2**30} for wait in (40.0, 18.0)]
+    starts[1]["first_ms"] = {"chat": [30.0, 12.0, 10.0, 11.0], "emb": [4.0, 3.0, 3.0, 3.0]}
     gaps = {"p50": 5.0, "p99": 6.5}
     beside = {"between_tokens_ms": gaps, "embed_tok_s": 4e5}
     all_three = beside | {"rerank_ms": {"n": 8, "p50": 20.0}}
@@ -135,8 +136,10 @@ def test_every_part_is_read_into_rows_beside_its_peers_and_targets() -> None:
     assert found["three models in 9.1 GiB, bfloat16: held"].met
     assert found["three models in 9.1 GiB, bfloat16: off the plan"].measured == pytest.approx(0.556, rel=1e-2)
     assert found["three models in 9.1 GiB, bfloat16: off the plan, process"].met is False
-    assert found["start to three models that answered"].met
-    assert found["start to three models that answered, nothing compiled"].met is None
+    assert found["second start to three models that answered"].met
+    assert found["start to three models that answered, nothing compiled"].met is False
+    assert found["chat: the first request once it is ready"].met is False
+    assert found["emb: the first request once it is ready"].met
     assert found["three models behind HTTP in 8.5 GiB, int8: held"].met
     assert (found["128 chats through HTTP"].share, found["128 chats through HTTP"].met) == (0.91, True)
     assert found["texts through HTTP, base64"].share == 0.75

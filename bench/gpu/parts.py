@@ -44,7 +44,7 @@ PARTS: dict[str, Part] = {
     "lanes": Part("bench.gpu.lanes", 50, "chats, a book and reranks on one card, in one process and in three"),
     "budget": Part("bench.gpu.budget", 45, "128 chats while three models share 11.2 GiB"),
     "decode-int8": Part(
-        "bench.gpu.decode", 100, "the same with weights of one byte", ("--int8", "--streams", *STREAMS)
+        "bench.gpu.decode", 100, "the same with weights of one byte", ("--int8", "--streams", "1", "32", "128", "256")
     ),
     "http": Part(
         "bench.gpu.http", 70, "chats through HTTP beside the engine alone", ("--streams", "8", "128", "--texts"), True

@@ -3,9 +3,9 @@
     python -m bench.gpu.start [--out FILE] [--budget GIB] [--quantization int8]
 
 The three models of `bench.gpu.memory`, their files in RAM, named by a lodger.yaml as a user writes it, with a reserve
-that leaves the budget. Twice: the first time with kernels compiled before and Python's files let go of by the page
-cache, where the system does that; then again, by `lodger serve`, which asks nothing itself. There each model's first
-requests are timed one after the other; then long and many ones come over HTTP, and NVML says what the whole card
+that leaves the budget. Twice: first with the kernels that this machine has compiled before, in Triton's own folder;
+then by `lodger serve`, which asks nothing itself and finds what the first start left in its home. There each model's
+first requests are timed one after the other; then long and many ones come over HTTP, and NVML says what the whole card
 holds, beside what `lodger plan` had said.
 """
 
@@ -24,7 +24,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import datetime
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +41,6 @@ CONTEXT = 8192
 PORT = 19_997
 CALLERS, CHATS = 64, 128
 AGAIN = 10  # requests of each kind, one after the other
-PACKAGES = ("torch", "transformers", "triton", "tokenizers", "numpy", "nvidia")
 STEPS = re.compile(r"started the worker|serves at|: loading |ready in [\d.]+ s|-> ready")
 Request = tuple[str, dict[str, Any]]
 
@@ -66,19 +64,6 @@ def planned(file: Path, home: Path) -> dict[str, Any]:
     said = subprocess.run(lodger("plan", "--json", "--file", file, "--home", home), check=True, capture_output=True)
     found: dict[str, Any] = json.loads(said.stdout)
     return found
-
-
-def let_go() -> int:
-    """Ask the system to read the packages' files from the disk again. How many files that were."""
-    count = 0
-    for name in PACKAGES:
-        found = find_spec(name)
-        for folder in found.submodule_search_locations or () if found else ():
-            for file in Path(folder).rglob("*"):
-                with suppress(OSError), file.open("rb") as opened:
-                    os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-                    count += 1
-    return count
 
 
 def questions() -> dict[str, Request]:
@@ -188,7 +173,6 @@ def main() -> None:
         found["compiled"] = compiled.exists()
         if compiled.exists():
             shutil.copytree(compiled, home / "cache" / "triton")
-        print(f"{let_go():,} files let go of", flush=True)
         for verb in ("up", "serve"):
             command = lodger(verb, "--file", file, "--home", home, "--port", str(PORT))
             with started(command, home) as row:
