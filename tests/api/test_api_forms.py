@@ -74,6 +74,7 @@ def test_every_way_to_ask_for_a_form(served: Served, fields: dict[str, Any], for
         ({"guided_choice": [1]}, "guided_choice"),
         ({"guided_choice": ["a"] * 1025}, "guided_choice"),
         ({"guided_grammar": ["a"]}, "guided_grammar"),
+        ({"guided_grammar": 'root ::= "a"'}, "guided_grammar"),
         ({"structured_outputs": "a"}, "structured_outputs"),
         ({"structured_outputs": {"regex": "a", "choice": ["a"]}}, "structured_outputs"),
         ({"structured_outputs": {"structural_tag": "{}"}}, "structured_outputs"),

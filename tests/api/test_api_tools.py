@@ -141,3 +141,11 @@ def test_a_model_that_would_never_hear_of_tools_refuses_them(served: Served) -> 
     answer = served.ask("POST", "/v1/chat/completions", body)
     assert (answer.status, answer.json["error"]["param"]) == (400, "tools")
     assert served.ask("POST", "/v1/chat/completions", {**body, "tool_choice": "none"}).status == 200
+
+
+@pytest.mark.parametrize("name", ["reasoning_content", "reasoning"])
+def test_a_thought_may_come_back_under_either_name(served: Served, name: str) -> None:
+    said = [*SAID, {"role": "assistant", "content": "Rain.", name: "Hm."}, *SAID]
+    assert served.ask("POST", "/v1/chat/completions", {"model": CHAT, "messages": said}).status == 200
+    answer = {"role": "assistant", "content": "Rain.", "reasoning_content": "Hm."}
+    assert served.service.tasks[0].messages[1] == answer

@@ -74,6 +74,7 @@ class ChatChunks:
     def __init__(self, head: dict[str, Any], include_usage: bool, *, old_calls: bool = False) -> None:
         self._head = head | {"object": "chat.completion.chunk"}
         self._text: dict[int, EventTemplate] = {}
+        self._thought: dict[int, EventTemplate] = {}
         self._called: dict[int, list[ToolCall]] = {}
         self._include_usage, self._old_calls = include_usage, old_calls
         self._usage = Usage()
@@ -83,9 +84,10 @@ class ChatChunks:
         index, events = delta.index, b""
         if index not in self._text:
             self._text[index] = EventTemplate(self._chunk(index, {"content": SLOT}))
+            self._thought[index] = EventTemplate(self._chunk(index, {"content": "", "reasoning_content": SLOT}))
             events += event(self._chunk(index, {"role": "assistant", "content": ""}))
         if delta.reasoning:
-            events += event(self._chunk(index, {"content": "", "reasoning_content": delta.reasoning}))
+            events += self._thought[index].fill(delta.reasoning)
         if delta.logprobs:
             events += event(self._chunk(index, {"content": delta.text}, logprobs=chat_logprobs(delta.logprobs)))
         elif delta.text:

@@ -35,6 +35,8 @@ def _message(value: Any, place: str) -> dict[str, Any]:
         raise MalformedBody(f"{place} must be an object with a role.", param=_field(place))
     message = {"role": _ROLES.get(value["role"], value["role"]), "content": _content(value.get("content"), place)}
     message |= {key: value[key] for key in _KEPT if isinstance(value.get(key), str)}
+    if isinstance(value.get("reasoning"), str):  # what others call it
+        message.setdefault("reasoning_content", value["reasoning"])
     calls = _tool_calls(value, place)
     return message | {"tool_calls": calls} if calls else message
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from lodger.tasks import Constraint
 _ANY_OBJECT: dict[str, Any] = {"type": "object"}
 _SCHEMA_WORDS = {"properties", "anyOf", "oneOf", "allOf", "$ref", "$defs", "enum", "const", "items"}
 _CHOICES = 1024
+_LARK = re.compile(r"^\s*start\s*:(?!:)", re.MULTILINE)
 
 
 def form_of(response_format: Any, guided: dict[str, Any], field: str = "response_format") -> Constraint | None:
@@ -113,6 +115,10 @@ def _regex(value: Any, field: str) -> Constraint:
 def _grammar(value: Any, field: str) -> Constraint:
     if not isinstance(value, str) or not value:
         raise MalformedBody(f"{field} must hold a grammar.", param=field)
+    if "::=" in value and not _LARK.search(value):
+        raise Unsupported(
+            f"{field} is in GBNF.", hint="Write it in llguidance's Lark: rules as 'start: ...'.", param=field
+        )
     return Constraint(kind="lark", text=value)
 
 
