@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from typing import Any
 
 import pytest
@@ -116,6 +117,44 @@ def test_rows_with_different_rules_do_not_touch_each_other(logits: torch.Tensor)
         for row, r in zip(rows, rules, strict=True)
     ]
     assert together == alone
+
+
+class Words:
+    """Allows these tokens only."""
+
+    def __init__(self, *tokens: int) -> None:
+        words = [0] * -(-VOCABULARY // 32)
+        for token in tokens:
+            words[token // 32] |= 1 << token % 32
+        self.mask = struct.pack(f"<{len(words)}I", *words)
+
+
+def test_masks_and_biases_hold_row_by_row_and_leave_the_logits_as_they_are(logits: torch.Tensor) -> None:
+    best = int(logits.argmax())
+    some = [31, 32, 33, 2999]
+    allowed = max(some, key=lambda token: float(logits[0, token]))
+    kinds: list[dict[str, Any]] = [
+        {"rules": Rules(temperature=0)},
+        {"rules": Rules(temperature=0), "guide": Words(*some)},
+        {"rules": Rules(temperature=0), "bias": {best: -100.0}},
+        {"rules": Rules(temperature=0), "bias": {7: 100.0, 31: 5.0}},
+        {"rules": Rules(temperature=0), "bias": {7: 100.0, 31: -100.0}, "guide": Words(31)},
+        {"rules": Rules(temperature=3.0, top_k=9), "guide": Words(*some)},
+        {"rules": Rules(temperature=3.0, top_p=0.99), "guide": Words(*some)},
+        {"rules": Rules(temperature=3.0, repetition_penalty=1.5, min_p=0.01), "guide": Words(*some)},
+    ]
+    rows = logits.repeat(len(kinds), 1)
+    before = rows.clone()
+    found = []
+    for seed in range(20):
+        own = [Sampler(seed=seed, prompt=(1,), vocab_size=VOCABULARY, device=logits.device, **kind) for kind in kinds]
+        found.append(sample(rows, own))
+    second = int(before[0].topk(2).indices[1])
+    assert {tuple(row[:5]) for row in found} == {(best, allowed, second, 7, 31)}
+    for place in (5, 6, 7):
+        assert {row[place] for row in found} <= set(some)
+        assert len({row[place] for row in found}) > 1
+    assert torch.equal(rows, before)
 
 
 def test_a_seed_gives_the_same_numbers_and_no_seed_does_not() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from lodger.runtime.kernels.sampling import PROMPT, count, draw
+from lodger.runtime.kernels.sampling import PROMPT, count, draw, forbid
 
 Where = tuple[torch.device, torch.dtype]
 VOCABULARY = 2500
@@ -96,6 +96,35 @@ def test_whatever_is_drawn_is_a_token_that_is_left(where: Where) -> None:
     draw(logits.to(device, dtype), rules.float().to(device), places, chosen)
     assert all(0 <= token < VOCABULARY for token in chosen.tolist())
     assert chosen[[3, 5]].tolist() == [100, 100], "all others were dropped"
+
+
+@pytest.mark.parametrize("kept", [3, 700], ids=str)
+def test_what_is_forbidden_is_never_drawn_and_changes_no_other_row(kept: int, where: Where) -> None:
+    device, dtype = where
+    kinds = KINDS if device.type == "cuda" else KINDS[::3]
+    logits = torch.randn(2 * len(kinds), VOCABULARY).mul(8).round().div(4).to(device, dtype)
+    allowed = torch.zeros(len(kinds), -(-VOCABULARY // 32) * 32, dtype=torch.bool)
+    for own in allowed:
+        own[torch.randperm(VOCABULARY)[:kept]] = True
+    bits = (allowed.view(len(kinds), -1, 32) << torch.arange(32)).sum(-1)
+    words = torch.where(bits >= 2**31, bits - 2**32, bits).int().to(device)
+    rows = torch.arange(1, 2 * len(kinds), 2, device=device)
+    before = logits.clone()
+
+    forbid(logits, words, rows)
+    expected_logits = before[1::2].masked_fill(~allowed[:, :VOCABULARY].to(device), float("-inf"))
+    assert torch.equal(logits[1::2], expected_logits)
+    assert torch.equal(logits[::2], before[::2])
+    full = [OFF | kind for kind in kinds]
+    numbers = [(0.37 * n) % 1 for n in range(len(full))]
+    rules = torch.tensor([[*one.values(), number] for one, number in zip(full, numbers, strict=True)], device=device)
+    chosen = torch.full((2 * len(full),), -7, device=device)
+    draw(logits, rules.float(), torch.tensor([[2 * n + 1, 0] for n in range(len(full))], device=device), chosen)
+    nothing = torch.zeros(VOCABULARY, dtype=torch.int32)
+    for n, one in enumerate(full):
+        token = int(chosen[2 * n + 1])
+        assert allowed[n, token]
+        assert token in expected(logits[2 * n + 1].float().cpu(), nothing, one, numbers[n]), (one, numbers[n])
 
 
 @pytest.mark.gpu
