@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from installed import Installed, installed, left
+from xinference_client import RESTfulClient
 
 MODELS = {"chat-local": "qwen3", "bge-m3-local": "bge-m3", "bge-reranker-local": "bge-reranker"}
 Tiny = Callable[..., Path]
@@ -86,6 +87,20 @@ def test_launch_and_terminate_one_more(lodger: Installed, folders: dict[str, Pat
     assert "'second' is taken" in again.stderr
     assert "Stopped second" in lodger.ok("terminate", "--model-uid", "second").stderr
     assert "second" not in lodger.states()
+
+
+def test_a_name_registered_by_xinferences_client_is_launched(lodger: Installed, folders: dict[str, Path]) -> None:
+    theirs = RESTfulClient(lodger.address)
+    spec = {"model_uri": f"file://{folders['chat-local']}", "model_size_in_billions": 7}
+    theirs.register_model("LLM", json.dumps({"model_name": "mine", "model_specs": [spec]}), persist=False)
+    launch = ("launch", "--model-name", "mine", "--model-engine", "echo")
+    wrong = lodger(*launch, "--size-in-billions", "8")
+    assert "mine has no size 8; it was registered with 7" in wrong.stderr
+    assert lodger.ok(*launch, "--size-in-billions", "7").stdout == "Model uid: mine\n"
+    lodger.ok("terminate", "--model-uid", "mine")
+    theirs.unregister_model("LLM", "mine")
+    theirs.close()
+    assert "No model is known as 'mine'" in lodger(*launch).stderr
 
 
 def test_up_launches_only_what_is_missing(lodger: Installed) -> None:

@@ -104,8 +104,14 @@ def _fetch(client: Client, name: str, size: str | None, hub: HubName | None, hom
 
     home = home_of(home_dir)
     record = running_server(home)
-    if record is not None and record.address == client.base_url:
+    if record is not None and record.address == client.base_url and not _registered(client, name):
         fetched(ModelSpec(uid=name, name=name, size_in_billions=size), home, hub)
+
+
+def _registered(client: Client, name: str) -> bool:
+    """Whether the server knows the name from a user, who said where its folder is."""
+    rows = (row for kind in ("LLM", "embedding", "rerank") for row in client.get(f"/v1/model_registrations/{kind}"))
+    return any(row["model_name"] == name and not row["is_builtin"] for row in rows)
 
 
 def _launch(client: Client, body: dict[str, Any]) -> None:
