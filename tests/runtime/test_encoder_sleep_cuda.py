@@ -14,12 +14,12 @@ from lodger.budget import Budget
 from lodger.catalogue.inspect import inspect_folder
 from lodger.engines.base import LoadRequest
 from lodger.engines.native import NativeEngine
-from lodger.runtime.encoder_graphs import EncoderGraphs
 from lodger.spec import ModelSpec
 from lodger.tasks import EmbedTask
 from lodger.units import GIB
 
 pytestmark = pytest.mark.gpu
+CAPTURE = "lodger.runtime.encoder_graphs.EncoderGraphs._capture"  # imported where Triton is
 TEXTS = tuple("好 Hello " * (1 + n % 30) for n in range(90))
 
 
@@ -45,7 +45,7 @@ def test_awake_again_it_finds_the_same_by_captured_steps(
         model.wake()
         assert set(model._lane.runner.backbone._graphs._captured) == ready
         with monkeypatch.context() as late:
-            late.setattr(EncoderGraphs, "_capture", lambda *_: pytest.fail("captured by a request"))
+            late.setattr(CAPTURE, lambda *_: pytest.fail("captured by a request"))
             assert np.array_equal(vectors(model), before)
     model.close()
     engine.close()

@@ -31,7 +31,6 @@ from lodger.catalogue.inspect import inspect_folder
 from lodger.engines import native
 from lodger.errors import OutOfMemory
 from lodger.runtime.allocator import Allowance
-from lodger.runtime.encoder_graphs import EncoderGraphs
 from lodger.runtime.virtual_memory import CudaMemory
 from lodger.tasks import EmbedResult, EmbedTask
 from lodger.units import KIB, MIB
@@ -117,7 +116,7 @@ def test_texts_whose_steps_cannot_be_captured(
     facts, found = inspect_folder(tiny("bge-m3", num_hidden_layers=3)), []
     for refuses in (False, True):
         if refuses:
-            monkeypatch.setattr(EncoderGraphs, "_capture", full)
+            monkeypatch.setattr("lodger.runtime.encoder_graphs.EncoderGraphs._capture", full)
         model = serve.fresh(facts, dtype="float16")
         found += together(model, [lambda model=model: model.embed(EmbedTask(model="m", inputs=texts(6, 5)))])
         assert (not model._lane.runner.backbone._graphs._captured) is refuses
