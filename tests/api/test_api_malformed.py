@@ -7,6 +7,7 @@ import json
 import random
 import re
 from collections.abc import Iterator
+from functools import cache
 from itertools import islice
 from typing import Any
 
@@ -44,9 +45,14 @@ def app_of(service: FakeService) -> FastAPI:
     return build_app(service, ApiOptions())
 
 
+@cache
+def document() -> dict[str, Any]:
+    return app_of(FakeService()).openapi()
+
+
 def routes() -> Iterator[tuple[str, dict[str, Any]]]:
     """Every operation of the document that takes a body, and those without one that change something."""
-    for path, operations in app_of(FakeService()).openapi()["paths"].items():
+    for path, operations in document()["paths"].items():
         for method, operation in operations.items():
             if method in ("post", "put", "patch", "delete"):
                 yield f"{method.upper()} {path}", operation
@@ -54,11 +60,10 @@ def routes() -> Iterator[tuple[str, dict[str, Any]]]:
 
 def schema_of(route: str) -> dict[str, Any]:
     """The JSON schema of the route's body; empty where it takes none."""
-    document = app_of(FakeService()).openapi()
     operation = dict(routes())[route]
     schema = operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema", {})
     name = schema.get("$ref", "").rpartition("/")[2]
-    return document["components"]["schemas"][name] if name else schema
+    return document()["components"]["schemas"][name] if name else schema
 
 
 async def send(app: FastAPI, route: str, body: bytes, kind: bytes = b"application/json") -> tuple[int, bytes]:
