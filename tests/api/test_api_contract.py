@@ -71,6 +71,15 @@ def test_embeddings_are_what_each_program_reads(served: Served, program: str) ->
     assert list(next(iter(reads(single)))) == pytest.approx(second)
 
 
+def test_inputs_may_be_objects_that_hold_a_text(served: Served) -> None:
+    for given, texts in (([{"text": "a"}, "b"], ("a", "b")), ({"text": "a"}, ("a",))):
+        assert served.ask("POST", "/v1/embeddings", {"model": EMBED, "input": given}).status == 200
+        assert served.service.tasks[-1].inputs == texts
+    for given in ([{"image": "x"}], {"text": 5}, [{"text": None}]):
+        answer = served.ask("POST", "/v1/embeddings", {"model": EMBED, "input": given})
+        assert (answer.status, answer.json["error"]["param"]) == (400, "input")
+
+
 def test_no_text_is_refused_for_being_empty_or_long_and_no_number_is_none(served: Served) -> None:
     texts = ["", " ", "\n", "None", "word " * 20_000, "词" * 20_000]
     answer = served.ask("POST", "/v1/embeddings", {"model": EMBED, "input": texts})

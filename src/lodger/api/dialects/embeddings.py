@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 from fastapi import APIRouter, Request
-from pydantic import Field, PlainValidator, WithJsonSchema
+from pydantic import BeforeValidator, Field, PlainValidator, WithJsonSchema
 from starlette.responses import Response
 
 from lodger.api import limits
@@ -45,6 +45,15 @@ def _outputs(value: Any) -> tuple[EmbedOutput, ...]:
     return tuple(output for output in OUTPUTS if output in asked)
 
 
+def _texts_of_objects(value: Any) -> Any:
+    """Jina's and Xinference's inputs may be objects that hold a text."""
+    return [_text_of(item) for item in value] if isinstance(value, list) else _text_of(value)
+
+
+def _text_of(item: Any) -> Any:
+    return item["text"] if isinstance(item, dict) and isinstance(item.get("text"), str) else item
+
+
 _NAMED = {"type": "string", "enum": list(OUTPUTS)}
 Outputs = Annotated[
     tuple[EmbedOutput, ...],
@@ -57,7 +66,7 @@ class EmbeddingsRequest(Body):
     """POST /v1/embeddings. Over-long inputs are cut; the header x-lodger-truncated says how many were."""
 
     model: str = Field(min_length=1)
-    input: TextsOrTokens
+    input: Annotated[TextsOrTokens, BeforeValidator(_texts_of_objects)]
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: int | None = Field(None, ge=1)
     outputs: Outputs = Field(
