@@ -136,7 +136,7 @@ def test_every_part_is_read_into_rows_beside_its_peers_and_targets() -> None:
     assert found["three models in 9.1 GiB, bfloat16: held"].met
     assert found["three models in 9.1 GiB, bfloat16: off the plan"].measured == pytest.approx(0.556, rel=1e-2)
     assert found["three models in 9.1 GiB, bfloat16: off the plan, process"].met is False
-    assert found["second start to three models that answered"].met
+    assert found["start to three models that answered"].met
     assert found["start to three models that answered, nothing compiled"].met is False
     assert found["chat: the first request once it is ready"].met is False
     assert found["emb: the first request once it is ready"].met

@@ -206,7 +206,7 @@ def _start(raw: Raw, beside: Beside) -> Iterator[Row]:
     how = "kernels compiled before" if raw.get("compiled") else "nothing compiled"
     yield Row(f"start to three models that answered, {how}", cold["start_s"], "s", None, peer, 20, less=True)
     for start in warm:
-        yield Row("second start to three models that answered", start["start_s"], "s", None, peer, 20, less=True)
+        yield Row("start to three models that answered", start["start_s"], "s", None, peer, 20, less=True)
         held = start["after load"] / GIB
         named = f"three models behind HTTP in {raw['budget']} GiB, {raw['quantization'] or 'bfloat16'}: held"
         yield Row(named, held, "GiB", target=raw["budget"], less=True)

@@ -261,10 +261,10 @@ def test_a_request_that_runs_out_of_memory_costs_the_others_nothing(
     model = serve.fresh(inspect_folder(tiny("bge-m3-heads")))
     start = Runner.start
 
-    def guarded(self: Runner, items: Any, heads: Any, *, whole: bool = False) -> Any:
+    def guarded(self: Runner, items: Any, heads: Any, **how: Any) -> Any:
         if any(9 in item.tokens for item in items):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
-        return start(self, items, heads, whole=whole)
+        return start(self, items, heads, **how)
 
     monkeypatch.setattr(Runner, "start", guarded)
 
