@@ -123,6 +123,18 @@ def test_plain_text_is_not_parsed_at_all() -> None:
     assert output_parser(PLAIN, "", ChatTask(model="m", messages=(), tools=TOOLS)) is not None
 
 
+def test_marks_that_are_special_tokens_of_some_models_are_asked_for() -> None:
+    def special(source: str, *tools: dict[str, object]) -> set[str]:
+        parser = output_parser(source, "", ChatTask(model="m", messages=(), tools=tools))
+        assert parser is not None
+        return set(parser.special)
+
+    assert special(templates.QWEN3) == {"<think>", "</think>"}
+    assert special(templates.QWEN3, *TOOLS) == {"<think>", "</think>", "<tool_call>", "</tool_call>"}
+    assert special(LLAMA, *TOOLS) == {"<|python_tag|>"}
+    assert special(MISTRAL, *TOOLS) == {"[TOOL_CALLS]", "[ARGS]"}
+
+
 def test_a_caller_who_wants_one_call_gets_one() -> None:
     assert read(templates.QWEN3, [hermes(ONE, TWO, ONE)], parallel_tool_calls=False) == Piece(calls=(PARIS,))
     assert read(MISTRAL, [f"[{TWO}, {ONE}]"], parallel_tool_calls=False) == Piece(calls=(NOW,))

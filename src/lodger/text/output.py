@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from lodger.tasks import ChatTask, ToolCall
-from lodger.text.reasoning import ThoughtSplitter, inside_thought, thinks
+from lodger.text.reasoning import CLOSE, OPEN, ThoughtSplitter, inside_thought, thinks
 from lodger.text.tool_calls import CallFinder
 from lodger.text.tool_formats import tool_format
 
@@ -26,7 +26,7 @@ class OutputParser:
     """How the answer is cut into pieces changes nothing in what comes out in all. One for each choice.
 
     Attributes:
-        special: special tokens that must be in the text, where the tokenizer has them.
+        special: tokens that must be in the text even where the tokenizer takes them for no part of it.
     """
 
     def __init__(
@@ -66,4 +66,5 @@ def output_parser(template_source: str, prompt: str, task: ChatTask) -> OutputPa
         thought = ThoughtSplitter(inside=inside_thought(prompt))
     if thought is None and calls is None:
         return None
-    return OutputParser(thought, calls, form.special if calls is not None else ())
+    marks = (OPEN, CLOSE) if thought is not None else ()
+    return OutputParser(thought, calls, marks + form.special if calls is not None else marks)

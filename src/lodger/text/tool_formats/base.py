@@ -39,7 +39,7 @@ class ToolFormat(Protocol):
 
     @property
     def special(self) -> tuple[str, ...]:
-        """Those of its marks that tokenizers know as special tokens, which text usually leaves out."""
+        """Those of its marks that some tokenizers know as special tokens, which text usually leaves out."""
         ...
 
     @property

@@ -5,5 +5,9 @@ from __future__ import annotations
 from lodger.text.tool_formats.base import JsonFormat
 
 FORMAT = JsonFormat(
-    opens=("<tool_call>",), closing="</tool_call>", wrap=("<tool_call>\n", "\n</tool_call>"), separator="\n"
+    opens=("<tool_call>",),
+    special=("<tool_call>", "</tool_call>"),
+    closing="</tool_call>",
+    wrap=("<tool_call>\n", "\n</tool_call>"),
+    separator="\n",
 )

@@ -48,7 +48,7 @@ class QwenCoder:
     """See `ToolFormat`."""
 
     opens = ("<tool_call>", "<function=")
-    special: tuple[str, ...] = ()
+    special = ("<tool_call>", "</tool_call>")
     bare = False
     between = " \n\r\t"
 
