@@ -125,6 +125,7 @@ def test_nothing_is_kept_of_what_has_ended(monkeypatch: pytest.MonkeyPatch) -> N
         assert running.abort(name, 30)
         assert first.is_set()
         assert second.is_set()
+    assert running._aborts == {}
     assert not running.abort(name, 0)
     for number in range(3000):
         running.abort(Name("m", str(number)), 30)

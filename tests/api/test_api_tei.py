@@ -6,6 +6,7 @@ import pytest
 from api_server import Served
 
 from lodger.spec import ModelSpec
+from lodger.tasks import RerankResult, RerankTask, Usage
 
 TEXTS = ["上海是中国最大的城市", "中国的首都是北京", "banana"]
 ASK = {"query": "中国的首都是哪里？", "texts": TEXTS, "raw_scores": False, "truncate": True}
@@ -23,6 +24,16 @@ def test_texts_come_back_and_scores_raw_where_asked_for(served: Served) -> None:
     best = served.ask("POST", "/rerank", ASK | {"return_text": True, "raw_scores": "true"}).json[0]
     assert best["text"] == TEXTS[1]
     assert served.ask("POST", "/rerank", ASK | {"texts": []}).json == []
+
+
+@pytest.mark.parametrize(("raw", "scores"), [(None, [0.9, 0.1]), (False, [0.9, 0.1]), (True, [2.2, -2.2])])
+def test_raw_scores_are_those_before_the_sigmoid(served: Served, raw: bool | None, scores: list[float]) -> None:
+    async def rerank(task: RerankTask) -> RerankResult:
+        return RerankResult(scores=(0.1, 0.9), logits=(-2.2, 2.2), usage=Usage(prompt_tokens=2))
+
+    served.service.rerank = rerank  # type: ignore[method-assign]
+    results = served.ask("POST", "/rerank", {"query": "q", "texts": ["a", "b"], "raw_scores": raw}).json
+    assert [result["score"] for result in results] == scores
 
 
 def test_documents_win_over_texts(served: Served) -> None:
