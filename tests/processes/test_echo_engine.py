@@ -11,6 +11,7 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from service_world import chat, make_facts
 
 from lodger.budget import Budget
@@ -19,7 +20,7 @@ from lodger.engines.base import LoadRequest
 from lodger.engines.echo import EchoEngine, EchoModel
 from lodger.errors import Cancelled, InvalidRequest, Unsupported
 from lodger.spec import ModelSpec
-from lodger.tasks import CompletionTask, Delta, EmbedResult, EmbedTask, Kind, RerankTask, StopRules, Usage
+from lodger.tasks import CompletionTask, Constraint, Delta, EmbedResult, EmbedTask, Kind, RerankTask, StopRules, Usage
 
 
 def model(kind: Kind = "chat", context: int = 64, **facts: Any) -> EchoModel:
@@ -52,6 +53,21 @@ def test_what_is_said_comes_back_whole(text: str) -> None:
     assert (back, reason) == (text, "stop")
     assert usage is not None
     assert usage.prompt_tokens == usage.completion_tokens
+
+
+def test_what_is_told_of_words_is_certain_and_what_cannot_be_kept_to_is_refused() -> None:
+    deltas = answer(replace(chat("m", "one two"), logprobs=3))
+    told = [one for delta in deltas for one in delta.logprobs]
+    assert [(one.chosen.text, one.chosen.logprob, one.top) for one in told] == [
+        (b"one", 0.0, (told[0].chosen,)),
+        (b" two", 0.0, (told[1].chosen,)),
+    ]
+    assert not any(delta.logprobs for delta in answer(chat("m", "one two")))
+    back = answer(CompletionTask(model="m", prompt="one two", echo=True, n=2))
+    assert ["".join(d.text for d in back if d.index == n) for n in range(2)] == ["one twoone two"] * 2
+    for wrong in ({"constraint": Constraint(kind="regex", text="a")}, {"tool_choice": "required"}):
+        with pytest.raises(Unsupported, match="in no other form"):
+            answer(replace(chat("m", "one"), **wrong))
 
 
 def test_words_are_tokens() -> None:

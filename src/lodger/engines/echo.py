@@ -26,16 +26,19 @@ from lodger.engines.base import LoadedInfo, LoadRequest
 from lodger.errors import Cancelled, ContextExceeded, InvalidRequest, ModelAsleep, Unsupported, WrongKind
 from lodger.tasks import (
     ChatTask,
+    CompletionTask,
     Delta,
     EmbedResult,
     EmbedTask,
     FinishReason,
     GenerateTask,
     Kind,
+    Likely,
     RerankResult,
     RerankTask,
     SparseVector,
     StopRules,
+    TokenLogprobs,
     TokensTask,
     Usage,
 )
@@ -79,16 +82,23 @@ class EchoModel:
         self._check_kind("chat")
         prompt, source = _prompt(task)
         if prompt >= self._limit:
-            raise ContextExceeded(f"The prompt has {prompt:,} tokens; {task.model} serves {self._limit:,} in all.")
+            raise ContextExceeded(
+                f"the prompt is too long: {prompt:,} tokens, and the maximum context length of {task.model} is "
+                f"{self._limit:,}, prompt and answer together."
+            )
+        self._check_forms(task)
         words, reason = _answer(source, task.stopping, self._limit - prompt)
         self._running += 1
         try:
+            if isinstance(task, CompletionTask) and task.echo:
+                for index in range(task.n):
+                    yield Delta(index=index, text=source)
             for word in words:
                 await asyncio.sleep(self._word_seconds)
                 if self._closed:
                     raise Cancelled(f"{task.model} was unloaded.")
                 for index in range(task.n):
-                    yield Delta(index=index, text=word)
+                    yield Delta(index=index, text=word, logprobs=self._certain(word, task.logprobs))
         finally:
             self._running -= 1
         usage = Usage(prompt, len(words) * task.n)
@@ -150,6 +160,17 @@ class EchoModel:
 
     def close(self) -> None:
         self._closed = True
+
+    def _check_forms(self, task: GenerateTask) -> None:
+        if task.constraint is not None or (isinstance(task, ChatTask) and task.tool_choice == "required"):
+            raise Unsupported(f"{task.model} gives back what it is told, in no other form.", param="response_format")
+
+    def _certain(self, word: str, most: int | None) -> tuple[TokenLogprobs, ...]:
+        """It never has a choice."""
+        if most is None:
+            return ()
+        only = Likely(_id_of(word, self._facts.vocab_size), word.encode("utf-8", "replace"), 0.0)
+        return (TokenLogprobs(only, (only,) * min(most, 1)),)
 
     def _check_outputs(self, task: EmbedTask) -> None:
         made = ("dense", *self._facts.token_heads)
@@ -231,9 +252,13 @@ def _vectors(words: list[str], size: int) -> bytes:
 
 def _shares(words: list[str], vocabulary: int) -> SparseVector:
     """Which part of the text each word is, 0..1, under an id of the vocabulary that is always the same."""
-    counts = Counter(zlib.crc32(word.strip().lower().encode("utf-8", "replace")) % vocabulary for word in words)
+    counts = Counter(_id_of(word, vocabulary) for word in words)
     shares = [count / len(words) for count in counts.values()]
     return SparseVector(ids=struct.pack(f"<{len(counts)}i", *counts), weights=struct.pack(f"<{len(shares)}f", *shares))
+
+
+def _id_of(word: str, vocabulary: int) -> int:
+    return zlib.crc32(word.strip().lower().encode("utf-8", "replace")) % vocabulary
 
 
 def _overlap(query: list[str], document: list[str]) -> float:
