@@ -204,8 +204,8 @@ def test_the_chat_template_and_its_tokens_are_the_models_own(
 @pytest.mark.parametrize(
     ("wrong", "error", "message"),
     [
-        (task((5,) * 512), ContextExceeded, "the prompt has 512 tokens; .* serves 512 of prompt and answer"),
-        (task("word " * 9000), ContextExceeded, "the prompt has more than 2,048 tokens; .* serves 512"),
+        (task((5,) * 512), ContextExceeded, "prompt is too long: 512 tokens, .* maximum context length of .* is 512,"),
+        (task("word " * 9000), ContextExceeded, "prompt is too long: more than 2,048 tokens, .* is 512,"),
         (task(()), EmptyInput, "the prompt is empty"),
         (task((5, 99999)), InvalidRequest, "token id 99999 is not in the vocabulary"),
         (task((5,), 0), InvalidRequest, "max_tokens is 0"),

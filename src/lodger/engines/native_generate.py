@@ -130,10 +130,12 @@ class GenerateModel(ServedModel):
         if not prompt:
             raise EmptyInput("the prompt is empty: there is nothing to answer.", param="prompt")
         if len(prompt) >= limit:
+            # Agents look for "prompt is too long" or "maximum context length", and then shorten what they send.
             # Digits in groups: RAGFlow takes "429" anywhere in an error for a rate limit, and repeats it for minutes.
             count = f"{len(prompt):,}" if len(prompt) <= _COUNTED * limit else f"more than {_COUNTED * limit:,}"
             raise ContextExceeded(
-                f"the prompt has {count} tokens; {self._serving.uid} serves {limit:,} of prompt and answer together.",
+                f"the prompt is too long: {count} tokens, and the maximum context length of {self._serving.uid} is "
+                f"{limit:,}, prompt and answer together.",
                 hint="Shorten the prompt.",
                 param="messages",
             )
