@@ -12,10 +12,11 @@ from typing import Any
 import msgspec
 import pytest
 from test_native_chat import PROMPTS, answers, collect, counts, preemptions_of, run, task, text
+from test_out_of_memory import chats, fails_alone, same_text
 
 from lodger.catalogue.inspect import inspect_folder
 from lodger.errors import InvalidRequest
-from lodger.tasks import ChatTask, Constraint, SamplingParams, StopRules, ToolCall
+from lodger.tasks import ChatTask, Constraint, Delta, SamplingParams, StopRules, ToolCall
 from lodger.text import grammar
 
 SCHEMA = {
@@ -107,6 +108,24 @@ def test_company_changes_nothing(
     assert bool(seen()) == (blocks == 7), "the cache is not as tight as it should be"
     assert not model._lane._guided
     model.close()
+
+
+@pytest.mark.parametrize("overlaps", [False, True], ids=["waiting", "overlapped"])
+def test_memory_that_runs_out_leaves_forms_and_what_is_told_as_they_were(
+    overlaps: bool, serve: Callable[..., Any], tiny: Callable[..., Path]
+) -> None:
+    """Whichever allocation of their steps fails, the step is made again in parts, and no guide notices."""
+    model = serve.fresh(inspect_folder(tiny("qwen3")))
+    model._lane._stepper.overlaps = overlaps
+    form = formed(Constraint(kind="regex", text="[a-f]{9}"), PROMPTS[4], 3, logprobs=2)
+    requests = [*chats(model)[:2], lambda: collect(model.generate(form)), lambda: collect(model.generate(form))]
+    fails_alone(model, requests, same_told, 0)
+    model.close()
+
+
+def same_told(mine: list[Delta], other: list[Delta]) -> bool:
+    ids = [[one.chosen.id for delta in deltas for one in delta.logprobs] for deltas in (mine, other)]
+    return same_text(mine, other) and ids[0] == ids[1]
 
 
 def test_a_bound_answer_is_no_longer_than_it_may_be(serve: Callable[..., Any]) -> None:
