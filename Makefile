@@ -5,12 +5,13 @@ export PYTHON TORCH TORCH_INDEX
 
 BIN = .venv/bin
 
-.PHONY: help demo stop test lint bench clean
+.PHONY: help demo stop test test-clients lint bench clean
 
 help:
 	@echo "make demo    install, serve three small models in the background, ask each of them"
 	@echo "make stop    stop what make demo started"
 	@echo "make test    install, lint, check types, run every test"
+	@echo "make test-clients  the packages of PyPI and npm that people use against a real server"
 	@echo "make lint    only ruff and mypy"
 	@echo "make bench   measure a server of our own on this machine (see bench/README.md)"
 	@echo "make clean   remove .venv and caches (models in ~/.lodger stay)"
@@ -33,9 +34,14 @@ lint:
 test: lint
 	@scripts/test
 
+test-clients:
+	@scripts/install test
+	@scripts/clients
+	@$(BIN)/pytest -m clients tests/clients
+
 bench:
 	@scripts/install test
 	@$(BIN)/python -m bench.compare lodger $(PEER)
 
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build
+	rm -rf .venv .clients .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build
