@@ -6,7 +6,9 @@ import json
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
-from lodger.tasks import Delta, GenerateTask
+from lodger.tasks import Delta, GenerateTask, Usage
+
+ANSWERED = Delta(0, "Yes.", "stop", Usage(1, 1))
 
 
 def says(*deltas: Delta) -> Callable[[GenerateTask], AsyncGenerator[Delta, None]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from api_server import Served
-from scripted import events, says
+from scripted import ANSWERED, events, says
 
 from lodger.errors import WorkerDown
 from lodger.tasks import Constraint, Delta, GenerateTask, ToolCall, Usage
@@ -159,6 +159,7 @@ def test_a_conversation_of_blocks_becomes_messages(served: Served) -> None:
 
 
 def test_the_other_fields_arrive(served: Served) -> None:
+    served.service.script = says(ANSWERED)
     schema = {"type": "object"}
     post(
         served,

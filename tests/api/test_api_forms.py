@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from api_server import Served
-from scripted import events, says
+from scripted import ANSWERED, events, says
 
 from lodger.tasks import Constraint, Delta, Likely, TokenLogprobs
 
@@ -56,6 +56,7 @@ TOKENS = (
     ],
 )
 def test_every_way_to_ask_for_a_form(served: Served, fields: dict[str, Any], form: Constraint | None) -> None:
+    served.service.script = says(ANSWERED)
     assert served.ask("POST", "/v1/chat/completions", {"model": CHAT, "messages": SAID, **fields}).status == 200
     assert served.ask("POST", "/v1/completions", {"model": CHAT, "prompt": "hello", **fields}).status == 200
     assert [task.constraint for task in served.service.tasks] == [form, form]

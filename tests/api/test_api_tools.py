@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from api_server import Served
 from openai import OpenAI
-from scripted import says
+from scripted import ANSWERED, says
 
 from lodger.tasks import Delta, ToolCall, Usage
 
@@ -107,6 +107,7 @@ def test_functions_are_answered_as_they_were_asked(client: OpenAI, served: Serve
     ],
 )
 def test_which_tools_may_or_must_be_called(served: Served, choice: Any, tools: tuple[Any, ...], required: str) -> None:
+    served.service.script = says(ANSWERED)
     given = [WEATHER, {"type": "function", "name": "now", "description": None}]  # the second as Responses writes it
     body = {"model": CHAT, "messages": SAID, "tools": given, "tool_choice": choice, "parallel_tool_calls": None}
     assert served.ask("POST", "/v1/chat/completions", body).status == 200
