@@ -8,13 +8,13 @@ from collections.abc import Iterator
 import msgspec
 import pytest
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_public_key
 from fake_ragflow import API_KEY, EMAIL, PASSWORD, FakeRagflow, serving
 
 from lodger.errors import ConfigProblem, RagflowProblem
 from lodger.ragflow.api import Ragflow
 from lodger.ragflow.connect import Registration, chosen, connect, offers
-from lodger.ragflow.login import encrypted, login
+from lodger.ragflow.login import PUBLIC_KEY, encrypted, login
 
 BASE = "http://host.docker.internal:9997"
 LISTED = [
@@ -137,6 +137,12 @@ def test_two_logins_look_different_and_a_password_that_is_too_long_is_said() -> 
     assert encrypted("same") != encrypted("same")
     with pytest.raises(RagflowProblem, match="200 characters"):
         encrypted("x" * 200)
+
+
+def test_the_key_that_is_shipped_is_one_of_2048_bits() -> None:
+    key = load_der_public_key(base64.b64decode(PUBLIC_KEY))
+    assert isinstance(key, rsa.RSAPublicKey)
+    assert (key.key_size, key.public_numbers().e) == (2048, 65537)
 
 
 def test_what_is_not_ragflow_is_said() -> None:

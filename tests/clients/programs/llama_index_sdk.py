@@ -14,8 +14,7 @@ from llama_index.llms.xinference import Xinference
 from llama_index.postprocessor.xinference_rerank import XinferenceRerank
 
 CASE = json.loads(sys.argv[1])
-# Its package for chat imports the whole server only for this class, which is the same one, and calls it as clients had it
-# before 0.14.
+# Its package for chat imports the whole server only for this class, which is the same one in clients before 0.14.
 sys.modules["xinference"] = ModuleType("xinference")
 sys.modules["xinference.client"] = xinference_client
 
