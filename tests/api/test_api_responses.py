@@ -173,6 +173,7 @@ def test_the_other_fields_arrive(served: Served) -> None:
         store=True,
         metadata={"a": "b"},
         truncation="auto",
+        previous_response_id="",
     )
     (task,) = served.service.tasks
     assert task.constraint == Constraint(kind="json", text='{"type": "object", "properties": {}}')

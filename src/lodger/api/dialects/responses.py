@@ -70,7 +70,7 @@ class ResponsesRequest(Body):
             Unsupported: it wants something from an earlier request, or for a later one.
         """
         for name in _KEPT_NOWHERE:
-            if getattr(self, name) not in (None, False):
+            if getattr(self, name) not in (None, False, ""):
                 raise Unsupported(
                     f"{name} is not served: Lodger keeps nothing between requests.",
                     hint="Send the whole conversation as input.",
