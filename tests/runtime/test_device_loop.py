@@ -37,6 +37,9 @@ class Counted:
     def decoding(self) -> bool:
         return self.decodes > 0
 
+    def begin(self) -> None:
+        self.journal.append(f"{self.name} begun")
+
     def decode(self) -> None:
         self.decodes -= 1
         self.journal.append(f"{self.name} decode")

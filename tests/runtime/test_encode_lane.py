@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lodger.errors import Cancelled, InternalError, OutOfMemory
-from lodger.runtime.encoder import DenseEncoder
 from lodger.runtime.encoding import EncodeLane, Outcome
 from lodger.runtime.partition import Partition
 from lodger.runtime.runner import Runner, TextForward
@@ -112,7 +111,7 @@ def test_everybody_is_answered_whatever_the_budgets(
 def test_many_texts_run_beside_chats_and_a_query_in_turns(
     served: bool, runner: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(DenseEncoder, "serves_beside", lambda *_: served)
+    monkeypatch.setattr(type(runner.backbone), "serves_beside", lambda *_: served)
     desk, alone = Desk(runner, partition=NOWHERE), Desk(runner)
     for where in (desk, alone):
         where.ask(1, 60, 9, 31)
@@ -124,7 +123,7 @@ def test_many_texts_run_beside_chats_and_a_query_in_turns(
     assert desk.lane.beside is served, "what is too long for a step there goes on in turns"
     if not served:
         desk.finish()
-    desk.lane.deliver(wait=False)
+    desk.lane.deliver(wait=True)
     assert same(desk.answers[1], alone.answers[1])
     desk.ask(2, 5)
     assert not desk.lane.beside

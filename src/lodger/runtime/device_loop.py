@@ -32,6 +32,10 @@ class ModelLane(Protocol):
     step_tokens: int
     paced: bool  # a micro-step can be cut to the time that chats leave for it; else it gets a share of a full step
 
+    def begin(self) -> None:
+        """Called once on the device's thread, before anything else is asked of it there."""
+        ...
+
     @property
     def decoding(self) -> bool:
         """`decode` has something to do."""
@@ -109,6 +113,7 @@ class DeviceLoop:
 
     def add(self, lane: ModelLane) -> None:
         """Serve this model from now on."""
+        self.post(lane.begin)
         self.post(lambda: self._lanes.update({lane.name: lane}))
 
     def remove(self, name: str) -> None:

@@ -15,11 +15,12 @@ from lodger.runtime.runner import Heads, Rows, Runner, TextForward
 from lodger.sched.arbiter import Claim
 from lodger.sched.encode import EncodeLane as LaneName
 from lodger.sched.encode import EncodeQueue, Job
-from lodger.sched.step import EncodeStep, Lane
+from lodger.sched.step import EncodeStep, Item, Lane
 
 # Tokens of a captured step that is not cut into layers: to launch those one by one takes the host 7 ms, and the device
 # computes all of it in 2.7 (H100).
 _UNCUT = 2048
+_REHEARSED = 1, 24  # texts: products of few rows and of more have kernels of their own
 Outcome = list[Rows] | LodgerError  # of each text in order what the job's heads made, or what went wrong
 
 
@@ -130,6 +131,22 @@ class EncodeLane:
             self.deliver(wait=True)
         for job_id in list(self._open):
             self._end(job_id, Cancelled("the model was unloaded."))
+
+    def begin(self) -> None:
+        """What this thread needs for heads is loaded and allocated, by steps of nobody's texts: later, on a busy GPU,
+        it would hold up everybody for 10 to 20 ms. Where there is no memory for it now, the first requests do it."""
+        if self._runner is None or self._runner.device.type != "cuda":
+            return
+        for count in _REHEARSED:
+            items = tuple(Item(0, n, (0, 0)) for n in range(count))
+            run_or_split(_Run(EncodeStep(self._queue.lane, items)), self._rehearse, lambda _: None, lambda *_: None)
+
+    def _rehearse(self, run: _Run) -> None:
+        heads = [tuple(self.runner.heads.values())] * len(run.step.items)
+        self.runner.start(run.step.items, heads, whole=True).rows()
+        if self._partition is not None and self.runner.serves_beside(run.step.items):
+            with torch.cuda.stream(self._partition.stream):
+                self.runner.start(run.step.items, heads, beside=True).rows()
 
     def decode(self) -> None:
         """An encoder has no tokens to make."""

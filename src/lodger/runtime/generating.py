@@ -87,10 +87,13 @@ class GenerateLane:
         self._guides: dict[int, Future[None]] = {}  # sequence -> when its guide is ready; those waited for
         self.wake(runner)
 
+    def begin(self) -> None:
+        """`wake` has left nothing to do."""
+
     @property
     def decoding(self) -> bool:
-        """Chats wait for their next token. A chunk that ends no prompt is not waited for while there is more to come: the
-        next one is launched behind it, as a full step."""
+        """Chats wait for their next token. A chunk that ends no prompt is not waited for while there is more to come:
+        the next one is launched behind it, as a full step."""
         launched = self._launched
         if launched is None or self._scheduler.has_decode():
             return self._scheduler.has_decode()

@@ -19,7 +19,9 @@ from lodger.runtime.virtual_memory import checked
 
 _log = logging.getLogger("lodger.runtime")
 STEPS = (256, 1056, 2112, 4224)  # tokens of its steps
-_SHARE = 6, 11  # of all multiprocessors: 72 of an H100's 132, 60 of an A100's 108
+# Of all multiprocessors: 80 of an H100's 132. With 72 of them 8 chats of Qwen3-4B's shape get a token every 6.0 ms and
+# 325 k tokens a second are embedded, with 80 it is 6.3 ms and 332 k, with 88 7.0 ms and 361 k.
+_SHARE = 3, 5
 
 
 class Partition(NamedTuple):
