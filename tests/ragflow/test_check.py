@@ -32,6 +32,7 @@ CHAT_HERE = Offer(name="qwen3-4b-chat-local", type="chat", max_tokens=8192)
 DOCKER = """#!/bin/sh
 [ "$1" = ps ] && { printf 'ragflow-mysql\\tmysql:8\\nragflow-server\\tinfiniflow/ragflow:v0.27.0\\n'; exit; }
 [ "$1 $2 $3" = "exec -i ragflow-server" ] || exit 9
+echo "$@" >> "$(dirname "$0")/words"
 shift 3; exec "$@"
 """
 
@@ -81,12 +82,17 @@ def test_lodger_is_right_for_every_request_of_every_version(served: Served) -> N
 
 
 def test_from_a_container_the_same_is_sent_by_curl_and_the_key_is_in_no_list_of_processes(
-    served: Served, docker: None
+    docker: None, tmp_path: Path
 ) -> None:
     assert find_container(None) == "ragflow-server"
-    checks = list(check(Container("ragflow-server"), served.url, None, models_of(served), thorough=False))
+    with serving(FakeService(), ApiOptions(api_key="s3cret")) as served:
+        models = offers(Client(served.url, api_key="s3cret").get("/v1/models")["data"])
+        checks = list(check(Container("ragflow-server"), served.url, "s3cret", models, thorough=False))
     assert bad(checks) == []
     assert checks[0].name.startswith("ragflow-server: ")
+    words = (tmp_path / "words").read_text()
+    assert "curl --config -" in words
+    assert "s3cret" not in words
 
 
 def test_a_container_that_cannot_reach_it_is_told_why(docker: None) -> None:
