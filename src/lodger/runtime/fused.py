@@ -44,7 +44,6 @@ class FusedDecoder(DenseDecoder):
 
     def __init__(self, model: Any, placement: Placement) -> None:
         super().__init__(model, placement)
-        self._float32 = torch.empty(0, device=placement.device)  # what angles are computed in
         found = [_matrices(layer) for layer in self.layers]
         own = [matrices for matrices in found if matrices is not None]
         self._matrices = own if len(own) == len(found) else []
@@ -57,7 +56,7 @@ class FusedDecoder(DenseDecoder):
         attend = _attention(self, plan, cos, sin)
         if len(residual) == 1 and self._matrices:
             return self._one_token(residual, attend)
-        if len(residual) <= MOST_FEW and self._matrices and self._matrices[0].qkv.scale is not None:
+        if len(residual) <= MOST_FEW and self._matrices:
             return self._few_tokens(residual, attend)
         x = rms_norm(residual, self.layers[0].before_attention.weight, self.layers[0].before_attention.epsilon)
         for layer, following in zip(self.layers, [*self.layers[1:], None], strict=True):

@@ -19,7 +19,6 @@ import triton.language as tl
 
 from lodger.runtime.kernels.arrivals import processors, shares
 from lodger.runtime.kernels.few_tokens_tiling import Tile, tile_for
-from lodger.runtime.kernels.halves import halves
 from lodger.runtime.kernels.one_token import Matrix
 
 
@@ -44,13 +43,12 @@ def product(
     """
     tokens, (rows, columns) = len(x), matrix.values.shape
     rows = rows // 2 if gated else rows
-    tile = tile or tile_for(tokens, rows, columns, processors(x.device))
+    tile = tile or tile_for(tokens, rows, columns, processors(x.device), scaled=matrix.scale is not None)
     out = x.new_empty(tokens, rows) if out is None else out
     tiles, parts, arrived = shares(x, out, rows, tile, sums=2 if gated else 1)
-    paired = matrix.scale is not None and columns % 2 == 0
     _product[(tiles, tile.splits)](
         x,
-        matrix.values.view(torch.int16) if paired else matrix.values,
+        matrix.values,
         x if matrix.scale is None else matrix.scale,
         x if matrix.bias is None else matrix.bias,
         out,
@@ -65,7 +63,6 @@ def product(
         SHARED=tile.splits > 1,
         GATED=gated,
         SCALED=matrix.scale is not None,
-        EACH=2 if paired else 1,
         BIASED=matrix.bias is not None,
         num_warps=tile.warps,
         num_stages=tile.stages,
@@ -77,7 +74,7 @@ def product(
 def _product(
     x, weight, scale, bias, out, parts, arrived, tokens, rows, columns,
     TOKENS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-    SHARED: tl.constexpr, GATED: tl.constexpr, SCALED: tl.constexpr, EACH: tl.constexpr, BIASED: tl.constexpr,
+    SHARED: tl.constexpr, GATED: tl.constexpr, SCALED: tl.constexpr, BIASED: tl.constexpr,
 ):  # fmt: skip
     tile, split, splits = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
     across = tl.cdiv(tokens, TOKENS)  # tiles of the same rows are neighbours, so that a weight comes from memory once
@@ -88,21 +85,20 @@ def _product(
     count = steps * (split + 1) // splits - begin
     column = begin * COLUMNS + tl.arange(0, COLUMNS)
     # Beyond an edge the last row or token is read again, and what comes of it is not stored.
-    start = weight + tl.minimum(row, rows - 1).to(tl.int64)[:, None] * (columns // EACH)
-    start_beside = start + rows.to(tl.int64) * (columns // EACH)
-    place = begin * (COLUMNS // EACH) + tl.arange(0, COLUMNS // EACH)
+    start = weight + tl.minimum(row, rows - 1).to(tl.int64) * columns
+    start_beside = start + rows.to(tl.int64) * columns
     inputs = x + tl.minimum(token, tokens - 1).to(tl.int64)[None, :] * columns + column[:, None]
     total = tl.zeros([ROWS, TOKENS], tl.float32)
     beside = tl.zeros([ROWS, TOKENS], tl.float32)
     for step in tl.range(0, count):
         at = step * COLUMNS + column
+        inside = (at < columns)[None, :]
         a = tl.load(inputs + step * COLUMNS, mask=(at < columns)[:, None], other=0.0)
-        at = (step * (COLUMNS // EACH) + place)[None, :]
-        w = tl.load(start + at, mask=at < columns // EACH, other=0, eviction_policy="evict_first")
-        total = tl.dot(_half(w, a.dtype, EACH), a, total, input_precision="ieee")
+        w = tl.load(start[:, None] + at[None, :], mask=inside, other=0, eviction_policy="evict_first")
+        total = tl.dot(w.to(a.dtype), a, total, input_precision="ieee")
         if GATED:
-            u = tl.load(start_beside + at, mask=at < columns // EACH, other=0, eviction_policy="evict_first")
-            beside = tl.dot(_half(u, a.dtype, EACH), a, beside, input_precision="ieee")
+            u = tl.load(start_beside[:, None] + at[None, :], mask=inside, other=0, eviction_policy="evict_first")
+            beside = tl.dot(u.to(a.dtype), a, beside, input_precision="ieee")
     if SHARED:
         size = ROWS * TOKENS
         own = tl.arange(0, ROWS)[:, None] * TOKENS + tl.arange(0, TOKENS)[None, :]
@@ -124,13 +120,6 @@ def _product(
         total *= _finished(beside, scale + rows, bias + rows, row, inside, SCALED, BIASED)
     place = out + token.to(tl.int64)[None, :] * rows + row[:, None]
     tl.store(place, total.to(out.dtype.element_ty), mask=inside[:, None] & (token < tokens)[None, :])
-
-
-@triton.jit
-def _half(w, half: tl.constexpr, EACH: tl.constexpr):
-    if EACH == 2:  # bytes at one address
-        w = halves(w, half)
-    return w.to(half)
 
 
 @triton.jit

@@ -22,7 +22,6 @@ import triton.language as tl
 from lodger.runtime.kernels import few_tokens, one_token
 from lodger.runtime.kernels.arrivals import processors, shares
 from lodger.runtime.kernels.few_tokens_tiling import MOST_FEW
-from lodger.runtime.kernels.halves import halves
 from lodger.runtime.kernels.product_tiling import Tile, tile_for
 
 _HOPPER = (9, 0)
@@ -134,7 +133,7 @@ def _product(
         inside = (step * (COLUMNS // 2) + pair < columns // 2)[None, :]
         w = tl.load(weights + step * (COLUMNS // 2), mask=inside, other=0, eviction_policy="evict_first")
         a = tl.load(inputs + step * COLUMNS, mask=(step * COLUMNS + column < columns)[None, :], other=0.0)
-        total = _ended(tl.dot(halves(w, a.dtype), tl.trans(a), total), a.dtype)
+        total = _ended(tl.dot(_halves(w, a.dtype), tl.trans(a), total), a.dtype)
     row, token = row[:, None], token[None, :]
     own = tl.arange(0, ROWS)[:, None] * TOKENS + tl.arange(0, TOKENS)[None, :]
     if SHARED:
@@ -152,6 +151,49 @@ def _product(
         total += tl.load(bias + row, mask=row < rows, other=0.0).to(tl.float32)
     place = out + token.to(tl.int64) * rows + row
     tl.store(place, total.to(out.dtype.element_ty), mask=(row < rows) & (token < tokens))
+
+
+@triton.jit
+def _halves(pairs, half: tl.constexpr):
+    """Two bytes in each of [ROWS, N] as [ROWS, 2 N] of half: bits are put behind an exponent, and what that added is
+    taken away. Eight instructions for four weights; the compiler's own way has to take bytes apart first."""
+    if half == tl.bfloat16:  # seven bits behind 128; the eighth makes 256 of 128, which is then taken away
+        both = tl.inline_asm_elementwise(
+            """{
+            .reg .b32 p, low, high, minus;
+            mov.b32 minus, 0xbf80bf80;
+            prmt.b32 p, $1, 0x43, 0x4140;
+            and.b32 low, p, 0xff7fff7f;
+            and.b32 high, p, 0xff80ff80;
+            fma.rn.bf16x2 $0, high, minus, low;
+            }""",
+            "=r,r",
+            [pairs.to(tl.uint16, bitcast=True).to(tl.uint32)],
+            dtype=tl.uint32,
+            is_pure=True,
+            pack=1,
+        )
+    elif half == tl.float16:  # the byte plus 128 behind 1024
+        both = tl.inline_asm_elementwise(
+            """{
+            .reg .b32 p, middle;
+            mov.b32 middle, 0x64806480;
+            xor.b32 p, $1, 0x8080;
+            prmt.b32 p, p, 0x64, 0x4140;
+            sub.f16x2 $0, p, middle;
+            }""",
+            "=r,r",
+            [pairs.to(tl.uint16, bitcast=True).to(tl.uint32)],
+            dtype=tl.uint32,
+            is_pure=True,
+            pack=1,
+        )
+    if half == tl.float32:  # in the interpreter
+        first, second = ((pairs << 8) >> 8).to(half), (pairs >> 8).to(half)
+    else:
+        first = both.to(tl.uint16).to(half, bitcast=True)
+        second = (both >> 16).to(tl.uint16).to(half, bitcast=True)
+    return tl.reshape(tl.join(first, second), [pairs.shape[0], 2 * pairs.shape[1]])
 
 
 @triton.jit
