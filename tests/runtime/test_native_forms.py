@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -238,13 +239,13 @@ def test_a_token_that_takes_too_long_ends_its_own_answer_alone(
 ) -> None:
     model = serve("qwen3")
     monkeypatch.setattr(grammar, "PATIENCE", 0.2)
-    begun, over = [], asyncio.Event()
+    begun, over = [], threading.Event()
     original = grammar.Guide._advance
 
     def advance(self: grammar.Guide, token: int) -> None:
         begun.append(token)
-        while len(begun) == 3 and not over.is_set():
-            pass
+        if len(begun) == 3:
+            over.wait(20)
         original(self, token)
 
     monkeypatch.setattr(grammar.Guide, "_advance", advance)

@@ -65,6 +65,22 @@ def rows(step: GenerateStep | None) -> list[tuple[int, int, int, bool]]:
     return [(row.sequence, row.start, len(row.tokens), row.sample) for row in step.rows] if step else []
 
 
+def test_no_step_takes_a_sequence_that_is_held() -> None:
+    bench = Bench(blocks=6)
+    bench.add([1, 2, 3], [4, 5, 6], [7, 8, 9])
+    bench.sequences[2].held = True
+    assert [row[0] for row in rows(bench.prefill())] == [0, 1]
+    bench.sequences[0].held = True
+    assert [row[0] for row in rows(bench.decode())] == [1]
+    bench.sequences[1].held = True
+    assert not bench.scheduler.has_decode()
+    assert bench.decode() is bench.prefill() is None
+    for sequence in bench.sequences.values():
+        sequence.held = False
+    bench.drain()
+    assert bench.answers_are_right()
+
+
 def test_a_long_prompt_is_prefilled_in_chunks_and_only_the_last_one_samples() -> None:
     bench = Bench()
     bench.add(list(range(10)))

@@ -71,6 +71,13 @@ class Masking(Protocol):
     mask: bytes  # one bit for each token, in int32 words
 
 
+class Free:
+    """Allows every token."""
+
+    def __init__(self, vocab_size: int) -> None:
+        self.mask = b"\xff" * 4 * -(-vocab_size // 32)
+
+
 class Sampler:
     """The rules of one sequence and what they remember of it.
 
@@ -120,7 +127,7 @@ class Sampler:
         """To its own [vocab_size]."""
         if not self._bias:
             return
-        if self._biases is None:
+        if self._biases is None or self._biases[1].dtype != logits.dtype:
             numbers = [_BANNED if number <= _BAN else number for number in self._bias.values()]
             ids = upload(list(self._bias), torch.int64, logits.device)
             self._biases = ids, upload(numbers, logits.dtype, logits.device)

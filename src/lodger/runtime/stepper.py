@@ -19,7 +19,7 @@ from lodger.runtime.likely import Probable, asked, probabilities, unpack
 from lodger.runtime.packed import PackedBatch, pack_rows
 from lodger.runtime.recovery import is_out_of_memory
 from lodger.runtime.runner import Runner
-from lodger.runtime.sampling import AT_ONCE, Rules, Sampler, accept, choose
+from lodger.runtime.sampling import AT_ONCE, Free, Rules, Sampler, accept, choose
 from lodger.runtime.upload import upload
 from lodger.sched.step import GenerateStep, Row
 
@@ -70,9 +70,9 @@ class Stepper:
     def warm_up(self, step_tokens: int) -> None:
         """Steps of nobody's text into blocks that nobody has yet: what the first requests need is built and loaded.
 
-        A full prefill, the rest of a prompt beside a new one, and a choice by probabilities and penalties, all by
-        single launches: what is captured has run. Where memory is short they are left to the first requests, which are
-        computed in parts then.
+        A full prefill, the rest of a prompt beside a new one, and choices by probabilities, penalties, a bias and a
+        mask that are told with their probabilities, all by single launches: what is captured has run. Where memory is
+        short they are left to the first requests, which are computed in parts then.
         """
         size, room = self._cache.block_size, self._cache.blocks * self._cache.block_size // 2
         whole = max(min(step_tokens, room), 1)
@@ -83,13 +83,14 @@ class Stepper:
         if after:
             rest = Row(-1, (0,) * after, whole - after, first, True)
             steps.append([rest, Row(-2, (0,) * after, 0, second[: -(-after // size)], True)])
-        drawn = Sampler(
-            Rules(top_k=20, top_p=0.9, presence_penalty=1), 0, (0,), self._runner.facts.vocab_size, self._runner.device
-        )
+        width, device = self._runner.facts.vocab_size, self._runner.device
+        rules, guide = Rules(top_k=20, top_p=0.9, presence_penalty=1), Free(width)
+        drawn = Sampler(rules, 0, (0,), width, device)
+        bound = Sampler(rules, 0, (0,), width, device, bias={0: 0.0}, guide=guide, logprobs=1)
         chunks, self._chunks = self._chunks, None
         try:
             for rows in steps:
-                self.launch(GenerateStep("prefill", tuple(rows)), [drawn] * len(rows)).tokens()
+                self.launch(GenerateStep("prefill", tuple(rows)), [bound, drawn][: len(rows)]).tokens()
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
