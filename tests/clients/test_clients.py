@@ -21,6 +21,7 @@ PYTHON = {  # environment -> program
     "litellm": "litellm_sdk",
     "xinference-1": "xinference_sdk",
     "xinference-4": "xinference_sdk",
+    "xinference-command": "xinference_command",
     "langchain-xinference": "langchain_xinference_sdk",
     "langchain-openai": "langchain_openai_sdk",
     "llama-index": "llama_index_sdk",

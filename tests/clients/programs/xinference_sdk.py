@@ -63,6 +63,28 @@ def launch() -> None:
 
 def registrations() -> None:
     assert any(row["model_name"] == "bge-m3" for row in client.list_model_registrations("embedding"))
+    spec = {"model_format": "pytorch", "quantization": "none", "model_uri": f"file://{CASE['folder']}"}
+    client.register_model("embedding", json.dumps({"model_name": "mine", "model_specs": [spec]}), persist=False)
+    assert client.get_model_registration("embedding", "mine")["model_specs"] == [spec]
+    assert "sentence_transformers" in client.query_engine_by_model_name("mine", model_type="embedding")
+    uid = client.launch_model("mine", model_type="embedding", model_uid="by-name")
+    assert client.describe_model(uid)["model_name"] == "mine"
+    client.terminate_model(uid)
+    client.unregister_model("embedding", "mine")
+
+
+def aborts() -> None:
+    endless = {"stream": True, "ignore_eos": True, "request_id": "mine", "max_tokens": 2000}
+    pieces = iter(client.get_model(CASE["chat"]).chat(QUESTION, generate_config=endless))
+    next(pieces)
+    assert client.abort_request(CASE["chat"], "mine") == {"msg": "DONE"}
+    said = ""
+    try:
+        list(pieces)
+    except Exception as error:
+        said = str(error)
+    assert "aborted" in said
+    assert client.abort_request(CASE["chat"], "nothing", 0) == {"msg": "NOT_FOUND"}
 
 
 def errors() -> None:
@@ -70,4 +92,4 @@ def errors() -> None:
         assert "nosuch" in str(refusal(lambda: call("nosuch"), RuntimeError))  # noqa: B023
 
 
-PARTS = (models, chat, generate, embedding, rerank, launch, registrations, errors)
+PARTS = (models, chat, generate, embedding, rerank, launch, registrations, aborts, errors)
