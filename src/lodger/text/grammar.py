@@ -24,6 +24,7 @@ from lodger.text.tokenizer import Tokenizer
 MAX_GRAMMAR = 2**18  # characters
 PATIENCE = 10.0  # seconds for reading a grammar, and for each token
 _THREADS = 16
+_LONGEST = 64  # bytes of a token
 _STACK = 2**28  # bytes of address space: enough for the deepest chain of rules in MAX_GRAMMAR characters
 _SLOW, _MOST_SLOW = 2.0, 4  # seconds after which a thread counts as slow, and how many such there may be
 # Between two parts of JSON. Without a limit a model may go on with line breaks for ever.
@@ -189,8 +190,27 @@ class _Words:
         self._tokenizer = tokenizer
 
     def __call__(self, text: str | bytes) -> list[int]:
-        text = text if isinstance(text, str) else text.decode("utf-8", "replace")
-        return self._tokenizer.encode(text, special=False)
+        """Tokens that spell `text` byte by byte: the tokenizer's own, unless it changes or adds something."""
+        raw = text.encode() if isinstance(text, str) else text
+        ids = self._tokenizer.encode(raw.decode("utf-8", "replace"), special=False)
+        return ids if b"".join([self.tokens[id] for id in ids]) == raw else self._longest(raw)
+
+    def _longest(self, raw: bytes) -> list[int]:
+        """The longest token that fits, again and again, as far as there is one."""
+        ids, at = [], 0
+        while at < len(raw):
+            lengths = range(min(_LONGEST, len(raw) - at), 0, -1)
+            found = next((id for n in lengths if (id := self._by_bytes.get(raw[at : at + n])) is not None), None)
+            if found is None:
+                break
+            ids.append(found)
+            at += len(self.tokens[found])
+        return ids
+
+    @cached_property
+    def _by_bytes(self) -> dict[bytes, int]:
+        special = set(self.special_token_ids)
+        return {token: id for id, token in enumerate(self.tokens) if token and id not in special}
 
 
 def _grammar(constraint: Constraint) -> str:
