@@ -193,7 +193,7 @@ class _Words:
         """Tokens that spell `text` byte by byte: the tokenizer's own, unless it changes or adds something."""
         raw = text.encode() if isinstance(text, str) else text
         ids = self._tokenizer.encode(raw.decode("utf-8", "replace"), special=False)
-        return ids if b"".join([self.tokens[id] for id in ids]) == raw else self._longest(raw)
+        return ids if b"".join([self.tokens[id] for id in ids if id < len(self.tokens)]) == raw else self._longest(raw)
 
     def _longest(self, raw: bytes) -> list[int]:
         """The longest token that fits, again and again, as far as there is one."""
