@@ -46,6 +46,7 @@ _HOPPER_CUTS = (
 )
 _LEAST_STEPS = 2  # reads that a program is worth
 _LARGEST = Tile(256, 128, 64, 1, 8, 4, True)  # one program a processor
+_MOST_LARGEST = 4096  # tokens, beyond which the conversion is too small a part of a dense product for it to lose
 _WORTH_SHARING = 32  # reads of the largest tile: adding up what several programs found takes as long as 20
 _LEAST_BUSY = 0.7  # share of a card's time for which the largest tiles beat a dense product, conversion included
 
@@ -63,7 +64,7 @@ def tile_for(tokens: int, rows: int, columns: int, processors: int, *, hopper: b
         return None
     hopper = hopper and columns % 16 == 0  # as its copies demand of a row
     if tokens > MOST_TOKENS:
-        return _largest(tokens, rows, columns, processors) if hopper else None
+        return _largest(tokens, rows, columns, processors) if hopper and tokens <= _MOST_LARGEST else None
     cuts = _HOPPER_CUTS if hopper else _CUTS
     cut = next(cut for cut in cuts if tokens <= cut.tokens and rows >= cut.rows)
     steps = -(-columns // cut.tile.columns)
