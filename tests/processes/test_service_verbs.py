@@ -300,7 +300,7 @@ def test_limits_of_a_request_are_the_callers_business(tmp_path: Path) -> None:
     async def main() -> None:
         async with serving(tmp_path) as service:
             await service.launch(spec("a"))
-            with pytest.raises(ContextExceeded, match="has 600 tokens; a serves 512"):
+            with pytest.raises(ContextExceeded, match="600 tokens, and the maximum context length of a is 512"):
                 await say(service, "a", ("word " * 600).strip())
             with pytest.raises(InvalidRequest, match="cannot be passed on"):
                 await say(service, "a", "half a surrogate \ud800")
