@@ -36,7 +36,7 @@ from lodger.sched.step import Item
 DEVICE, DTYPE = torch.device("cuda:0"), torch.float16
 TEXTS, REQUEST = 2048, 64
 STEPS = (1024, 2048, 4096, 8192)
-PROFILED = 4096
+PROFILED = 8192
 LONG, LONGEST = (2, 32), 8192  # documents in one request, and the tokens of each
 HEAD = {"embed": "dense", "rerank": "score"}
 FAMILY = {"embed": "bge-m3", "rerank": "bge-reranker"}

@@ -112,9 +112,10 @@ class DeviceLoop:
         self._inbox.put(function)
 
     def add(self, lane: ModelLane) -> None:
-        """Serve this model from now on."""
+        """Serve this model from now on. Returns when that is so."""
         self.post(lane.begin)
         self.post(lambda: self._lanes.update({lane.name: lane}))
+        self.wait()
 
     def remove(self, name: str) -> None:
         """Serve this model no longer: whoever still waits for it gets `Cancelled`. Returns when that is done."""
