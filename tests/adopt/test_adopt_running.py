@@ -79,6 +79,8 @@ def test_folders_are_those_that_xinference_fetched_or_that_are_named(tmp_path: P
     folder = tiny("bge-m3")
     cache = {"list": [{"model_name": "bge-m3", "path": "/gone", "real_path": str(folder)}]}
     assert read([BGE], cache=cache).models[0].spec.path == str(folder)
+    larger = {"list": [{"model_name": "Qwen3-Instruct", "model_size_in_billions": 30, "path": str(folder)}]}
+    assert read([QWEN], cache=larger).models[0].spec.path is None, "the folder of another size of that name"
     (tmp_path / "BAAI").mkdir()
     (tmp_path / "BAAI" / "bge-m3").symlink_to(folder)
     (one,) = read([BGE], folders=(tmp_path,)).models

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -136,7 +137,9 @@ def test_a_server_that_knows_only_v1_is_told_to_have_its_root_typed(server: Scri
     for path in ("GET /v1/models", "POST /v1/embeddings"):
         server.replies[path] = (200, {}, b'{"data": []}')
     typed = [one for one in check(Direct(), server.url, None, [EMBEDDING], thorough=False) if "base URL" in one.name]
-    assert [one.state for one in typed] == ["fail", "warn", "warn", "warn"], "/embeddings is asked by 0.17 to 0.26"
+    assert [one.state for one in typed] == ["warn", "warn", "warn", "warn"]
+    assert "/embeddings (404)" in typed[0].measured
+    assert "as Xinference" in (typed[0].hint or "")
     assert "/v1/v1/models (404)" in typed[1].measured
     assert "root URL" in (typed[1].hint or "")
 
@@ -165,6 +168,27 @@ def test_an_empty_stream_is_found_and_one_cut_off_in_the_middle_is_no_defect() -
         probe.judge(Reply(status=200, body=b'data: {"choices":[{"delta":{"content":""}}]}\n\ndata: [DONE]\n\n'))
     body = b': ping\n\ndata: {"choices":[{"delta":{"content":"Hi"}}]}\n\ndata: {"cho'
     assert "words come" in probe.judge(Reply(status=200, body=body, in_time=False))
+
+
+def test_late_is_a_warning_where_only_older_versions_wait_for_the_whole_answer(docker: None) -> None:
+    class Slow:
+        where = "host"
+
+        def send(self, method: str, *_: Any, **__: Any) -> Reply:
+            listed = json.dumps({"data": [{"id": CHAT.name, "model_type": "LLM"}]}).encode()
+            return Reply(status=200, body=listed) if method == "GET" else Reply(seconds=10, in_time=False)
+
+    checks = {one.name: one for one in check(Slow(), "http://x", None, [CHAT], thorough=False)}
+    assert checks["host: qwen3-chat: chat, adding it (up to 0.25)"].state == "warn"
+    assert checks["host: qwen3-chat: chat stream, adding it (0.26+)"].state == "fail"
+
+
+def test_from_a_container_slow_is_not_taken_for_unreachable(docker: None) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # the kernel accepts, and nobody answers
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/v1/models"
+        reply = Container("ragflow-server").send("GET", url, {}, None, 0.5)
+    assert reply.unreached is None
+    assert not reply.in_time
 
 
 def test_names_that_0_26_takes_for_another_type_are_warned_of() -> None:

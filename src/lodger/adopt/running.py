@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -35,11 +35,11 @@ def read_server(client: Client, *, card: int | None, folders: tuple[Path, ...]) 
     return Adoption(models=tuple(models), left=tuple(left), source=client.base_url, port=urlsplit(client.base_url).port)
 
 
-def _launch(row: Mapping[str, Any], cached: dict[str, str]) -> dict[str, Any]:
+def _launch(row: Mapping[str, Any], cached: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """A row of the list as the options that it was launched with."""
     kind = row.get("model_type")
     numbers = [one for one in row.get("accelerators") or () if str(one).isdecimal()]
-    path = cached.get(str(row.get("model_name")))
+    path = next((_folder(one) for one in cached if _folder(one) and _same(row, one)), None)
     return {
         "model_uid": row["id"],
         "model_name": row.get("model_name"),
@@ -54,15 +54,24 @@ def _launch(row: Mapping[str, Any], cached: dict[str, str]) -> dict[str, Any]:
     }
 
 
-def _cached(client: Client) -> dict[str, str]:
-    """Folders that Xinference fetched, by name, where this machine has them. Older ones do not tell."""
+def _cached(client: Client) -> list[Mapping[str, Any]]:
+    """Folders that Xinference fetched. Older ones do not tell."""
     try:
         rows = client.get("/v1/cache/models")["list"]
     except (LodgerError, KeyError, TypeError):
-        return {}
-    found: dict[str, str] = {}
-    for row in rows:
-        path = row.get("real_path") or row.get("path")
-        if path and Path(path).is_dir():
-            found.setdefault(str(row.get("model_name")), str(path))
-    return found
+        return []
+    return [row for row in rows if isinstance(row, dict)]
+
+
+def _same(row: Mapping[str, Any], cached: Mapping[str, Any]) -> bool:
+    """Whether it is the same name, of the same size and made the same way where both say so."""
+    told = ("model_size_in_billions", "model_format", "quantization")
+    return row.get("model_name") == cached.get("model_name") and all(
+        None in (row.get(name), cached.get(name)) or str(row[name]) == str(cached[name]) for name in told
+    )
+
+
+def _folder(cached: Mapping[str, Any]) -> str | None:
+    """Where it lies, if that is on this machine."""
+    path = cached.get("real_path") or cached.get("path")
+    return str(path) if path and Path(path).is_dir() else None

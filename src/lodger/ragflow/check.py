@@ -9,7 +9,7 @@ from lodger.checks.base import Check, State
 from lodger.ragflow.connect import Offer
 from lodger.ragflow.docker import by_hand
 from lodger.ragflow.forms import TYPED
-from lodger.ragflow.probes import ADDING, Probe, Slow, Wrong, listing, probes
+from lodger.ragflow.probes import ADDING, Probe, Wrong, listing, probes
 from lodger.ragflow.reply import Reply, Sender
 
 _UNREACHED = {
@@ -23,6 +23,8 @@ _UNREACHED = {
 }
 _KEY = "Give RAGFlow the key that Lodger was started with (`lodger ragflow connect` does)."
 _ROOT = "Type the root URL in RAGFlow, without /v1: every version makes the right paths of it."
+_LATE = "RAGFlow from 0.26 on needs the first words only; before, raise LLM_TIMEOUT_SECONDS in its docker/.env."
+_XINFERENCE = "Add the models as Xinference: only OpenAI-API-Compatible of RAGFlow up to 0.26 asks there."
 _SHOWN = 200
 
 
@@ -39,7 +41,7 @@ def check(
     base, key = base_url.rstrip("/"), api_key or "x"
     first = _asked(sender, base, key, listing(models), "")
     yield first
-    if first.state == "fail" and first.measured.startswith("not reached"):
+    if first.state == "fail" and first.measured.startswith(("not reached", "no answer")):
         return  # nothing else would be
     for model in models:
         for probe in probes(model):
@@ -82,15 +84,15 @@ def _judged(reply: Reply, probe: Probe, base: str) -> tuple[State, str, str | No
     if reply.unreached is not None:
         hint = _UNREACHED.get(reply.unreached.lower(), by_hand(base))
         return "fail", f"not reached: {reply.unreached}", hint
-    if not reply.status:
-        return "fail", f"no answer within {reply.seconds:.0f} s", "`lodger status` says what the model is doing."
+    late = not reply.status or (probe.older and not reply.in_time)
+    if late and probe.older:
+        return "warn", f"no whole answer within {probe.limit:.0f} s", _LATE
+    if late:
+        return "fail", f"no answer within {probe.limit:.0f} s", "`lodger status` says what the model is doing."
     if reply.status != 200:
         return "fail", f"{reply.status}: {said(reply)}", _mend(reply.status)
     try:
         return "ok", probe.judge(reply), None
-    except Slow as late:
-        hint = "RAGFlow from 0.26 on needs the first words only; before, raise LLM_TIMEOUT_SECONDS in its docker/.env."
-        return "warn", str(late), hint
     except Wrong as wrong:
         return "fail", str(wrong), None
     except (KeyError, IndexError, TypeError, ValueError) as error:
@@ -116,7 +118,10 @@ def _typed(
     name = f"{sender.where}: base URL {base}{typed}"
     if wrong:
         measured = f"RAGFlow would ask {', '.join(wrong)}"
-        return Check(name=name, state="fail" if typed == "" else "warn", measured=measured, hint=_ROOT)
+        if typed:
+            return Check(name=name, state="warn", measured=measured, hint=_ROOT)
+        needed = any(path.startswith("/v1/") for path in wrong)
+        return Check(name=name, state="fail" if needed else "warn", measured=measured, hint=_XINFERENCE)
     return Check(name=name, state="ok", measured=f"all {sent} paths that RAGFlow makes of it are answered")
 
 

@@ -104,8 +104,8 @@ class Container:
         except LodgerError as error:
             return Reply(unreached=error.message)
         answer, _, numbers = done.output.rpartition(b"\n")
-        status, _, seconds = numbers.decode(errors="replace").partition(" ")
-        if done.returncode == _CUT and status.isdecimal() and int(status):
+        status, seconds, connected = (numbers.decode(errors="replace").split() + ["", "", ""])[:3]
+        if done.returncode == _CUT and connected.strip("0."):  # it was reached, and is slow
             return Reply(status=int(status), body=answer, seconds=limit, in_time=False)
         if done.returncode:
             why = _CURL.get(done.returncode) or done.errors or f"curl exited with {done.returncode}"
@@ -131,7 +131,7 @@ def _curl(method: str, url: str, headers: dict[str, str], body: Any, limit: floa
     ]
     if body is not None:
         options.append(("data-binary", json.dumps(body)))
-    options.append(("write-out", "\\n%{http_code} %{time_total}"))
+    options.append(("write-out", "\\n%{http_code} %{time_total} %{time_connect}"))
     lines = [f'{name} = "{_quoted(value, raw=name == "write-out")}"' for name, value in options]
     return "\n".join(["silent", "show-error", "no-buffer", "globoff", 'noproxy = "*"', *lines, ""])
 
