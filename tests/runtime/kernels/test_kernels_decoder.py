@@ -7,7 +7,9 @@ import torch
 from attention_cases import LAYER, LAYERS, TOLERANCE, far
 from torch.nn.functional import silu
 
+from lodger.runtime.attention.paged import DecodePlan
 from lodger.runtime.kernels.norm import rms_norm
+from lodger.runtime.kernels.paged_attention import Turn
 from lodger.runtime.kernels.rotary import angles, rotate_and_store
 from lodger.runtime.kernels.swiglu import swiglu
 
@@ -101,3 +103,32 @@ def test_half_a_table_of_angles_is_enough(where: Where) -> None:
     whole = rotate_and_store(qkv, 2, angles.cos(), angles.sin(), None, EPSILON, cache, LAYER, slots)
     half = angles[:, :32].contiguous()
     assert torch.equal(rotate_and_store(qkv, 2, half.cos(), half.sin(), None, EPSILON, cache, LAYER, slots), whole)
+
+
+@pytest.mark.parametrize("processors", [1, 64], ids=["alone", "split"])
+@pytest.mark.parametrize("window", [None, 50])
+@pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(4, 2, 64), (3, 3, 80), (8, 1, 256)])
+def test_heads_turned_where_they_attend(
+    heads: int, kv_heads: int, dim: int, window: int | None, processors: int, where: Where
+) -> None:
+    """As by two launches; the last of the rows stands for nobody."""
+    size, past = 16, torch.tensor([0, 140, 47, 5], dtype=torch.int32, device=where[0])
+    caches = [random(where, LAYERS, 2, 4 * 10, size, kv_heads, dim)]
+    caches.append(caches[0].clone())
+    table = torch.randperm(4 * 10, device=where[0]).to(torch.int32).view(4, 10)
+    own = torch.arange(4, dtype=torch.int32, device=where[0])
+    slots = table[own.long(), past.long() // size] * size + past % size
+    slots[3] = -1
+    records = torch.stack([own, (slots >= 0).int(), past, own], dim=1).contiguous()
+    qkv = random(where, 4, (heads + 2 * kv_heads) * dim)
+    weights = (random(where, dim), random(where, dim)) if dim > 64 else None
+    cos, sin = angles(past, 1 / 1e6 ** (torch.arange(0, dim, 2, device=where[0]) / dim), 1.0)
+    plans = [DecodePlan(cache, slots, records, table, heads, processors) for cache in caches]
+
+    turned = Turn(cos, sin, weights, EPSILON, slots)
+    found = plans[0].attend_new(LAYER, qkv.view(4, -1, dim), dim**-0.5, window, turned)
+
+    query = rotate_and_store(qkv, heads, cos, sin, weights, EPSILON, caches[1], LAYER, slots)
+    expected = plans[1].attend_stored(LAYER, query, dim**-0.5, window)
+    assert far(found[:3], expected[:3]) < TOLERANCE[where[1]]
+    assert far(caches[0], caches[1]) < TOLERANCE[where[1]]

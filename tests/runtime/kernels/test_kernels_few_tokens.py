@@ -61,9 +61,10 @@ def test_one_token(rows: int, columns: int, gated: bool, biased: bool, int8: boo
     assert far(found, expected) < TOLERANCE[where[1]]
 
 
-@pytest.mark.parametrize("share", [Share(1, 512, 1), Share(4, 512, 1), Share(2, 1024, 2)])
-def test_one_token_however_it_is_shared(share: Share, where: Where) -> None:
-    own, x = matrix(where, 9, 2560, int8=False, biased=False), random(where, 1, 2560)
+@pytest.mark.parametrize("int8", [True, False], ids=["int8", "dense"])
+@pytest.mark.parametrize("share", [Share(1, 512, 1), Share(4, 512, 1), Share(2, 1024, 2), Share(8, 512, 2)])
+def test_one_token_however_it_is_shared(share: Share, int8: bool, where: Where) -> None:
+    own, x = matrix(where, 9, 2560, int8=int8, biased=False), random(where, 1, 2560)
     assert far(one_token.product(x, own, share=share), exact(x, own, gated=False)) < TOLERANCE[where[1]]
 
 
