@@ -6,7 +6,8 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from typing import NamedTuple
+
+from msgspec.structs import replace
 
 from lodger.errors import InternalError
 from lodger.runtime.generating import Made
@@ -70,30 +71,27 @@ class Answer:
         if made.error is not None:
             self.done.set_exception(made.error)
             return
-        shown = None
+        whole = False
         try:
-            shown = choice.push(made)
+            delta = choice.push(index, made)
+            whole = True
         finally:
-            if shown is None:
+            if not whole:
                 self.done.set_exception(InternalError("The model's answer could not be turned into text."))
-        if shown.reason is not None and made.finish is None:
-            self._cancel(choice.sequence_id)  # the device does not know yet
-        usage = self._usage() if shown.reason is not None and all(one.finished for one in self.choices) else None
-        if shown.reason is not None or any(shown.piece):
-            self._put(
-                Delta(
-                    index,
-                    shown.piece.text,
-                    shown.reason,
-                    usage,
-                    shown.piece.reasoning,
-                    shown.piece.calls,
-                    choice.take_logprobs(),
-                    choice.stopped_by,
-                )
-            )
-        if usage is not None:
+        if choice.finished:
+            assert delta is not None
+            self._finish(choice, delta, stopped=made.finish is None)
+        elif delta is not None:
+            self._put(delta)
+
+    def _finish(self, choice: Choice, last: Delta, *, stopped: bool) -> None:
+        """`stopped`: the device does not know yet."""
+        if stopped:
+            self._cancel(choice.sequence_id)
+        if all(one.finished for one in self.choices):
+            last = replace(last, usage=self._usage())
             self.done.set_result(None)
+        self._put(last)
 
     def _usage(self) -> Usage:
         made, thought = (sum(getattr(one, name) for one in self.choices) for name in ("tokens", "thought"))
@@ -106,13 +104,6 @@ class Answer:
         for choice in self.choices:
             if not choice.finished:
                 self._cancel(choice.sequence_id)
-
-
-class Shown(NamedTuple):
-    """What a step brings to the text of a choice."""
-
-    piece: Piece
-    reason: FinishReason | None  # why it has ended, if it has
 
 
 class Choice:
@@ -143,8 +134,26 @@ class Choice:
         self._called = False
         self._unclear = 0  # tokens since the last of which it is known whether they are thought
         self._logprobs = LogprobQueue(tokenizer) if logprobs else None
+        self._plain = self._matcher is None and parser is None and not logprobs  # a token is its text
 
-    def push(self, made: Made) -> Shown:
+    def push(self, index: int, made: Made) -> Delta | None:
+        """What can be shown now, where that is anything: of the last one always. All but the usage."""
+        token, finish = made.token, made.finish
+        if self._plain and finish is None and token is not None:
+            self.tokens += 1
+            text = "" if token in self._ends else self._detokenizer.push(token)
+            return Delta(index, text) if text else None
+        text, stopped = self._text(made)
+        self.finished = stopped or finish is not None
+        text, reasoning, calls = self._parse(text, token is not None)
+        if not (text or reasoning or calls or self.finished):
+            return None
+        logprobs = () if self._logprobs is None else self._logprobs.take()
+        met = self._matcher.met if self._matcher is not None else None
+        return Delta(index, text, self._reason(finish, stopped), None, reasoning, calls, logprobs, met)
+
+    def _text(self, made: Made) -> tuple[str, bool]:
+        """The text that no stop string holds back, and whether one was met."""
         text, stopped = "", False
         if made.token is not None:
             self.tokens += 1
@@ -159,20 +168,9 @@ class Choice:
             text, stopped = self._matcher.push(text)
             if made.finish is not None:
                 text += self._matcher.flush()
-        self.finished = stopped or made.finish is not None
         if self._logprobs is not None:
-            self._logprobs.text(whole, len(text), end=self.finished and not stopped)
-        piece = self._parse(text, made.token is not None)
-        return Shown(piece, self._reason(made.finish, stopped))
-
-    @property
-    def stopped_by(self) -> str | None:
-        """The stop string that ended it."""
-        return self._matcher.met if self._matcher is not None else None
-
-    def take_logprobs(self) -> tuple[TokenLogprobs, ...]:
-        """Of the tokens of what is shown now."""
-        return () if self._logprobs is None else self._logprobs.take()
+            self._logprobs.text(whole, len(text), end=made.finish is not None and not stopped)
+        return text, stopped
 
     def _parse(self, text: str, token: bool) -> Piece:
         if self._parser is None:
