@@ -4,8 +4,9 @@
 
 8 chats of Qwen3-4B's shape (bfloat16) go on all the time. A book is embedded beside them without a pause, in requests
 of 64 texts of which two are always waiting, and then 64 documents are also reranked four times a second; both models
-are XLM-RoBERTa-large's shape (float16). All weights and texts are random. Then the same three as three processes of
-one lane each, on the same card at the same time.
+are XLM-RoBERTa-large's shape (float16). All weights and texts are random. Texts have the memory to be computed beside
+chats, which a plan gives them where it is ample. Then the same three as three processes of one lane each, on the same
+card at the same time.
 """
 
 from __future__ import annotations
