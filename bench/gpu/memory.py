@@ -23,7 +23,7 @@ import torch
 from bench.gpu.card import this_card, used
 from bench.gpu.folders import write_folders
 from bench.gpu.part import options, write
-from lodger.budget import SEGMENTS, workspaces, workspaces_beside
+from lodger.budget import CAPTURED_STEP, SEGMENTS, decode_steps, workspaces, workspaces_beside
 from lodger.catalogue.inspect import inspect_folder
 from lodger.engines.base import LoadRequest
 from lodger.engines.native import NativeEngine
@@ -126,16 +126,17 @@ def measured(models: Models, before: int) -> dict[str, int]:
 
 
 def promised(made: Plan) -> dict[str, int]:
-    """As `measured` cuts it: workspaces of products are the process's, unused ends of segments are for activations."""
+    """As `measured` cuts it: all of the driver's and of cuBLAS is the process's, ends of segments are activations'."""
     budgets = [model.budget for model in made.models]
     parts = {part: sum(getattr(budget, part) for budget in budgets) for part in PARTS[1:4]}
     graphs, beside = ({getattr(budget, what) for budget in budgets} for what in ("graphs", "beside"))
     products = workspaces_beside(made.device.compute_capability) if any(beside) else 0
     captured = sum(graphs) + sum(beside)
+    driver = sum(len(decode_steps(budget.sequences)) * CAPTURED_STEP for budget in budgets if budget.kv_cache)
     return {
-        "process": made.process - SEGMENTS + products,
+        "process": made.process - SEGMENTS + products + driver,
         **parts,
-        "captured": parts["captured"] + captured,
+        "captured": parts["captured"] + captured - driver,
         "activations": made.steps - captured - products + SEGMENTS,
         "total": made.needed,
     }

@@ -10,8 +10,11 @@ from lodger.units import KIB, MIB
 SEGMENTS = 6 * MIB
 # A GPU's memory is taken in pieces of so many bytes: CUDA's virtual memory, and torch's segments for large tensors.
 GRANULE = 2 * MIB
-# Two segments for tensors of up to 1 MiB, those of captured steps of few tokens; larger ones lie in one piece.
-SMALL_CAPTURED = 4 * MIB
+# Four segments for tensors of up to 1 MiB, those of captured steps of few tokens; larger ones lie in one piece.
+SMALL_CAPTURED = 8 * MIB
+# What the driver has for a captured decode step, with the kernels that only steps of its size use: 0.5 to 2.6 MiB for 36
+# layers (H100, driver 580).
+CAPTURED_STEP = 2 * MIB
 
 
 def workspaces(capability: tuple[int, int] | None) -> int:
@@ -28,6 +31,12 @@ def workspaces_beside(capability: tuple[int, int] | None) -> int:
     return workspaces(capability) // 3 * 2
 
 
+def decode_steps(most: int) -> list[int]:
+    """Numbers of chats that get a captured step. Between two of them at most a third is padding, from 8 on."""
+    steps = [1, 2, 4, *range(8, 64, 8), *range(64, 128, 16), *range(128, 257, 32)]
+    return sorted({*(rows for rows in steps if rows < most), most})
+
+
 class Budget(msgspec.Struct, frozen=True, kw_only=True):
     """Bytes granted to one model on one device, and the limits that keep it inside them."""
 
@@ -36,6 +45,7 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True):
     captured: int = 0  # on a GPU: what a decoder's captured steps hold while the model is awake
     activations: int = 0  # peak of one step of `step_tokens` tokens
     unfinished: int = 0  # on a GPU: what requests hold between their steps
+    gaps: int = 0  # on a GPU: what lies unused between tensors of several models in the memory that steps share
     graphs: int = 0  # on a GPU: what captured steps work in; the same place for all models that are given as much
     beside: int = 0  # on a GPU: likewise, of texts that are computed beside chats; 0: only between their tokens
     step_tokens: int = 2048  # most tokens in one forward

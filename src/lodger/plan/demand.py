@@ -123,6 +123,7 @@ class Demand(NamedTuple):
             unfinished=footprint.unfinished(
                 facts, self.dtype, self.device, step_tokens=step, sequences=self.sequences(level)
             ),
+            gaps=footprint.gaps(facts, self.dtype, self.device, step_tokens=step),
             graphs=footprint.graphs(facts, self.dtype, self.device, step_tokens=step, sequences=self.sequences(level)),
             step_tokens=step,
             context_length=context,
@@ -225,6 +226,7 @@ def steps(device: DeviceView, budgets: Iterable[Budget]) -> int:
     budgets = list(budgets)
     unfinished = sum(own.unfinished for own in budgets)
     largest = max((own.activations + unfinished - own.resumed for own in budgets), default=0)
+    largest += max(own.gaps for own in budgets) if len(budgets) > 1 else 0
     beside = sum({own.beside for own in budgets})
     products = workspaces_beside(device.compute_capability) if beside else 0
     return largest + sum({own.graphs for own in budgets}) + beside + products
@@ -246,7 +248,8 @@ def process(device: DeviceView, wants: tuple[Demand, ...]) -> int:
     """Bytes of the worker process; none is started for no model."""
     if not wants:
         return 0
-    return footprint.process(device, tuple(want.candidate.facts.vocab_size for want in wants))
+    dense = any(want.generates and want.quantization is None for want in wants)
+    return footprint.process(device, tuple(want.candidate.facts.vocab_size for want in wants), dense=dense)
 
 
 def highest(holds: Callable[[int], bool], most: int) -> int:

@@ -6,7 +6,7 @@ step, C tokens of the served context, b bytes of one element.
 
 from __future__ import annotations
 
-from lodger.budget import GRANULE, SEGMENTS, SMALL_CAPTURED, workspaces
+from lodger.budget import CAPTURED_STEP, GRANULE, SEGMENTS, SMALL_CAPTURED, decode_steps, workspaces
 from lodger.catalogue.facts import ModelFacts
 from lodger.device.view import DeviceView
 from lodger.units import MIB
@@ -18,9 +18,11 @@ QUANTISED_WORKSPACE = 32 * MIB
 HALF = ("bfloat16", "float16")
 
 CUDA_CONTEXT = 529 * MIB  # measured on an H100 (driver 580, torch 2.11)
-# What the driver has for kernels of torch, cuBLAS and Triton and for captured steps: 318 to 324 MiB with three models
-# of 16 chats that have served all kinds of requests (H100).
-KERNELS = 325 * MIB
+# What the driver has for kernels of torch, cuBLAS and Triton and for captured steps, beside CAPTURED_STEP: 304 MiB with
+# three models that have served all kinds of requests, the chat model's weights of one byte; and 27 more for products of
+# its weights in a half precision (H100, driver 580).
+KERNELS, DENSE_KERNELS = 306 * MIB, 26 * MIB
+KEPT = 1 * MIB  # tables, counters and inputs that a model's captured steps keep: 2.4 MiB measured for three models
 # Resident set of a worker on a CPU after one float32 and one bfloat16 forward: 391 MiB, of which torch 2.13 is 206 and
 # transformers' modelling code 140 (psutil, Linux x86-64, Python 3.11). The rest is for sockets, threads and buffers.
 WORKER_CPU = 420 * MIB
@@ -184,14 +186,16 @@ def _piece(size: int) -> int:
 
 def captured(facts: ModelFacts, dtype: str, device: DeviceView, *, sequences: int, kv_tokens: int) -> int:
     """Bytes that captured steps read and write: a decoder's a row of logits for each of `sequences`, a table of their
-    blocks (4 bytes for every 16 tokens of the cache), and like an encoder's the last hidden states."""
+    blocks (4 bytes for every 16 tokens of the cache), and like an encoder's the last hidden states. A decoder's steps are
+    as many as the driver has memory for."""
     b = _computed(dtype, device)
     if not _captures(device, b):
         return 0
     if facts.generates:
         logits, table = sequences * facts.vocab_size * b, sequences * kv_tokens // 16 * 4
-        return _upwards(logits) + table + _upwards(CAPTURED_CHUNK * facts.hidden_size * b)
-    return _upwards(CAPTURED_TEXTS * facts.hidden_size * b) if facts.model_type in PLAIN_MLP else 0
+        driver = len(decode_steps(sequences)) * CAPTURED_STEP
+        return _upwards(logits) + table + _upwards(CAPTURED_CHUNK * facts.hidden_size * b) + KEPT + driver
+    return _upwards(CAPTURED_TEXTS * facts.hidden_size * b) + KEPT if facts.model_type in PLAIN_MLP else 0
 
 
 def graphs(facts: ModelFacts, dtype: str, device: DeviceView, *, step_tokens: int, sequences: int) -> int:
@@ -216,6 +220,20 @@ def beside(facts: ModelFacts, dtype: str, device: DeviceView) -> tuple[int, int]
     heads = 7 * facts.hidden_size * CAPTURED_TEXTS * b if facts.token_heads else 0
     work = _upwards(CAPTURED_TEXTS * _fused_layers(facts) * b) + SMALL_CAPTURED
     return work, _upwards(CAPTURED_TEXTS * facts.hidden_size * b) + _upwards(heads) + SMALL_CAPTURED
+
+
+def gaps(facts: ModelFacts, dtype: str, device: DeviceView, *, step_tokens: int) -> int:
+    """Bytes that lie unused between tensors where steps of this model and of others share one piece of memory: a text
+    that pauses leaves its hidden states amid it, and tensors that follow each other are of many sizes. The queries
+    twice, of up to 1,280 tokens, and half of a text's hidden states: by simulation of torch's allocator (best fit) over
+    random orders of such steps, in the shapes of Qwen3-4B and XLM-RoBERTa-large. Without it 84 MiB more were held.
+    """
+    b = _computed(dtype, device)
+    if not _captures(device, b) or facts.model_type not in FUSED:
+        return 0
+    if facts.generates:
+        return min(step_tokens, 1280) * 2 * facts.attention_heads * facts.head_dim * b
+    return step_tokens * facts.hidden_size * b // 2
 
 
 def _upwards(size: int) -> int:
@@ -245,13 +263,14 @@ def _logits(facts: ModelFacts, b: int, rows: int) -> int:
     return facts.vocab_size * (rows * b + SAMPLED_ROWS * 7 * 4)
 
 
-def process(device: DeviceView, vocabularies: tuple[int, ...]) -> int:
+def process(device: DeviceView, vocabularies: tuple[int, ...], *, dense: bool = True) -> int:
     """Bytes of the worker itself on `device`: on a GPU its context and cuBLAS; on a CPU libraries, and the tokenizer of
-    each model.
+    each model. `dense`: a chat model has weights in a half precision.
 
     The whole plan was checked against a worker with random weights in SmolLM2-135M's and MiniLM's shapes in float32,
     through a prompt of 8,000 tokens and 64 streams at once: 1.81 GiB planned, 1.66 GiB resident at most.
     """
     if device.kind == "cuda":
-        return CUDA_CONTEXT + KERNELS + workspaces(device.compute_capability) + SEGMENTS
+        kernels = KERNELS + (DENSE_KERNELS if dense else 0)
+        return CUDA_CONTEXT + kernels + workspaces(device.compute_capability) + SEGMENTS
     return WORKER_CPU + sum(size * TOKENIZER_ENTRY for size in vocabularies)

@@ -34,6 +34,7 @@ class Grant(NamedTuple):
     pieces: int = 1  # that these consist of
     graphs: int = 0  # the same memory for all models that are given as much
     beside: int = 0  # likewise, of texts beside chats
+    gaps: int = 0  # between tensors of several models' steps
 
 
 class Allowance:
@@ -105,7 +106,9 @@ class Allowance:
             return [grant for owner, grant in self._grants.items() if owner not in self._asleep]
 
     def _step(self) -> int:
-        return max((grant.step for grant in self._awake()), default=0)
+        awake = self._awake()
+        gaps = max((grant.gaps for grant in awake), default=0) if len(awake) > 1 else 0
+        return max((grant.step for grant in awake), default=0) + gaps
 
     def _add(self, size: int) -> None:
         with self._lock:

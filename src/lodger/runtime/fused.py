@@ -66,6 +66,7 @@ class FusedDecoder(DenseDecoder):
                     return attended.new_empty(0, residual.shape[1])
                 residual = residual.index_select(0, plan.ends.tokens)
             hidden = layer.out(attended)
+            del attended  # whose memory the feed-forward takes
             hidden = _feed_forward(layer, _add(residual, hidden, layer.before_mlp))
             x = _add(residual, hidden, self.norm if following is None else following.before_attention)
         return x

@@ -1,6 +1,6 @@
 """Decode steps as CUDA graphs: hundreds of launches for the price of one.
 
-For each of some numbers of rows (`buckets`) a step is captured once, from the newest tokens to the best next ones. A
+For each of some numbers of rows (`decode_steps`) a step is captured once, from the newest tokens to the best next ones. A
 step of fewer rows runs in the next larger bucket. All graphs work in the same memory: only one runs at a time.
 """
 
@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import torch
 
+from lodger.budget import decode_steps
 from lodger.runtime import fused
 from lodger.runtime.allocator import capture_pool, capture_stream, capturing, make_workspace
 from lodger.runtime.arena import for_cache
@@ -27,12 +28,6 @@ from lodger.runtime.partition import Partition
 from lodger.runtime.runner import Runner
 from lodger.runtime.step_inputs import StepInputs
 from lodger.sched.step import GenerateStep
-
-
-def buckets(most: int) -> list[int]:
-    """Numbers of rows that get a graph. Between two of them at most a third of a step's rows is padding, from 8 on."""
-    steps = [1, 2, 4, *range(8, 64, 8), *range(64, 128, 16), *range(128, 257, 32)]
-    return sorted({*(rows for rows in steps if rows < most), most})
 
 
 class Output(NamedTuple):
@@ -54,7 +49,7 @@ class DecodeGraphs:
 
     def __init__(self, runner: Runner, cache: KVCache, latest: torch.Tensor) -> None:
         self._cache, self._device, self._latest = cache, runner.device, latest
-        self.buckets = buckets(len(latest))
+        self.buckets = decode_steps(len(latest))
         most, width = len(latest), min(cache.blocks, -(-runner.facts.context_length // cache.block_size))
         self.width = width  # blocks of the longest sequence that fits
         self._inputs = StepInputs(most, width, cache.block_size, self._device)
