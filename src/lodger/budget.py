@@ -12,8 +12,8 @@ SEGMENTS = 6 * MIB
 GRANULE = 2 * MIB
 # Four segments for tensors of up to 1 MiB, those of captured steps of few tokens; larger ones lie in one piece.
 SMALL_CAPTURED = 8 * MIB
-# What the driver has for a captured decode step, with the kernels that only steps of its size use: 0.5 to 2.6 MiB for 36
-# layers (H100, driver 580).
+# What the driver has for a captured decode step, with the kernels that only steps of its size use: 0.5 to 2.6 MiB for
+# 36 layers (H100, driver 580).
 CAPTURED_STEP = 2 * MIB
 
 

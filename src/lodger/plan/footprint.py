@@ -186,8 +186,8 @@ def _piece(size: int) -> int:
 
 def captured(facts: ModelFacts, dtype: str, device: DeviceView, *, sequences: int, kv_tokens: int) -> int:
     """Bytes that captured steps read and write: a decoder's a row of logits for each of `sequences`, a table of their
-    blocks (4 bytes for every 16 tokens of the cache), and like an encoder's the last hidden states. A decoder's steps are
-    as many as the driver has memory for."""
+    blocks (4 bytes for every 16 tokens of the cache), and like an encoder's the last hidden states. For each of a
+    decoder's steps the driver has memory too."""
     b = _computed(dtype, device)
     if not _captures(device, b):
         return 0

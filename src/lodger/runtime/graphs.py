@@ -1,7 +1,7 @@
 """Decode steps as CUDA graphs: hundreds of launches for the price of one.
 
-For each of some numbers of rows (`decode_steps`) a step is captured once, from the newest tokens to the best next ones. A
-step of fewer rows runs in the next larger bucket. All graphs work in the same memory: only one runs at a time.
+For each of some numbers of rows (`decode_steps`) a step is captured once, from the newest tokens to the best next ones.
+A step of fewer rows runs in the next larger bucket. All graphs work in the same memory: only one runs at a time.
 """
 
 from __future__ import annotations
