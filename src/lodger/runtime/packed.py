@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain
+from typing import Any
 
 import numpy as np
 import torch
 
-from lodger.runtime.upload import staged
 from lodger.sched.step import Item, Row
 
 
@@ -39,25 +38,35 @@ class PackedBatch:
 
 def pack_rows(rows: Sequence[Row], block_size: int, device: torch.device) -> PackedBatch:
     """Rows of a generating step, with a slot of the KV cache for every token."""
-    tokens, positions, slots = array("q"), array("q"), array("q")
-    offsets = [0]
-    for row in rows:
-        end = row.start + len(row.tokens)
-        tokens.extend(row.tokens)
-        positions.extend(range(row.start, end))
-        for at in range(row.start // block_size, -(-end // block_size)):
-            first = (row.blocks[at] - at) * block_size  # slot less position, of every token in this block
-            slots.extend(range(first + max(row.start, at * block_size), first + min(end, (at + 1) * block_size)))
-        offsets.append(len(tokens))
-    packed = staged(tokens + positions + slots, torch.int64, device).view(3, -1).to(device, non_blocking=True)
+    offsets = tuple(accumulate((len(row.tokens) for row in rows), initial=0))
+    packed = torch.empty(3, offsets[-1], dtype=torch.int64, pin_memory=device.type == "cuda")
+    tokens, positions, slots = packed.numpy()  # torch's own ways from a list are ten times slower
+    tokens[:] = np.fromiter(chain.from_iterable(row.tokens for row in rows), np.int64, offsets[-1])
+    for row, start in zip(rows, offsets, strict=False):
+        own = slice(start, start + len(row.tokens))
+        if row.end - row.start == 1:  # without numpy's price for each of many
+            positions[start] = row.start
+            slots[start] = row.blocks[row.start // block_size] * block_size + row.start % block_size
+        else:
+            positions[own] = np.arange(row.start, row.end)
+            slots[own] = slots_of(row.blocks, block_size, row.start, row.end)
+    packed = packed.to(device, non_blocking=True)
     return PackedBatch(
         tokens=packed[0],
         positions=packed[1],
-        offsets=tuple(offsets),
+        offsets=offsets,
         past=tuple(row.start for row in rows),
         blocks=tuple(row.blocks for row in rows),
         slots=packed[2],
     )
+
+
+def slots_of(blocks: Sequence[int], block_size: int, start: int, end: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Places in the KV cache of a sequence's positions `start` to `end`: block * block_size + offset."""
+    first = start // block_size
+    own = np.array(blocks[first : -(-end // block_size)], np.int64) * block_size
+    found: np.ndarray[Any, np.dtype[np.int64]] = (own[:, None] + np.arange(block_size)).ravel()
+    return found[start - first * block_size : end - first * block_size]
 
 
 def pack_items(items: Sequence[Item], first_position: int, device: torch.device) -> PackedBatch:

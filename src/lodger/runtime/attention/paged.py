@@ -9,8 +9,10 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache as cached
+from itertools import accumulate
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from lodger.runtime.attention.base import AttentionPlan
@@ -21,7 +23,7 @@ from lodger.runtime.kernels.paged_attention import Tiles, Turn, attend
 from lodger.runtime.kernels.store import store
 from lodger.runtime.kernels.tiling import Shape, Tile, chunk_shape, cut, decode_shape, splits_for
 from lodger.runtime.kv import KVCache
-from lodger.runtime.packed import PackedBatch
+from lodger.runtime.packed import PackedBatch, slots_of
 from lodger.runtime.upload import staged, table, upload
 
 Place = tuple[int, int, int, int]  # of a sequence: first token in the packed row, new tokens, older ones, its number
@@ -128,15 +130,11 @@ class Gathered:
         self, rows: Sequence[Place], blocks: Sequence[Sequence[int]], cache: KVCache, device: torch.device
     ) -> None:
         self._rows, self._device = rows, device
-        size = cache.block_size
-        slots = array("i")
-        self._starts = []  # of each sequence, in `slots`
-        for _, new, past, number in rows:
-            self._starts.append(len(slots))
-            for block in blocks[number][: -(-(past + new) // size)]:
-                slots.extend(range(block * size, (block + 1) * size))
-            del slots[self._starts[-1] + past + new :]
-        self._slots = staged(slots, torch.int32, device).to(device, non_blocking=True)
+        ends = [past + new for _, new, past, _ in rows]
+        self._starts = list(accumulate(ends[:-1], initial=0))  # of each sequence, among all keys
+        slots = [slots_of(blocks[row[3]], cache.block_size, 0, end) for row, end in zip(rows, ends, strict=True)]
+        numbers = array("i", np.concatenate(slots).astype(np.int32).tobytes())
+        self._slots = staged(numbers, torch.int32, device).to(device, non_blocking=True)
         self._records: torch.Tensor | None = None
         self._runs: list[EndToEnd] | None = None
 
