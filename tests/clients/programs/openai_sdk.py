@@ -123,10 +123,34 @@ def schema() -> None:
     assert json.loads(answer.choices[0].message.content)["size"] in ("big", "small")
 
 
+def choice() -> None:
+    """One of some words, by vLLM's and Xinference's name for it."""
+    answer = client.chat.completions.create(
+        model=CASE["chat"],
+        messages=[{"role": "user", "content": "Is water wet?"}],
+        extra_body={"guided_choice": ["yes", "no"]},
+        max_tokens=10,
+    )
+    assert answer.choices[0].message.content in ("yes", "no")
+
+
+def stop() -> None:
+    answer = client.chat.completions.create(
+        model=CASE["chat"],
+        messages=[{"role": "user", "content": "What is the capital of France?"}],
+        temperature=0,
+        stop=["Paris"],
+    )
+    assert "Paris" not in answer.choices[0].message.content
+    assert answer.choices[0].finish_reason == "stop"
+
+
 def completions() -> None:
     answer = client.completions.create(model=CASE["chat"], prompt="The capital of France is", max_tokens=5)
     assert answer.choices[0].text
     assert answer.usage.completion_tokens <= 5
+    several = client.completions.create(model=CASE["chat"], prompt=["One,", "Two,"], max_tokens=2)
+    assert [choice.index for choice in several.choices] == [0, 1]
 
 
 def responses() -> None:
@@ -159,4 +183,7 @@ def errors() -> None:
         assert refusal(lambda: ask(**wrong), openai.BadRequestError).body["message"]  # noqa: B023
 
 
-PARTS = (models, chat, stream, options, forced_tool, streamed_tool, schema, completions, responses, embeddings, errors)
+PARTS = (
+    models, chat, stream, options, forced_tool, streamed_tool, schema, choice, stop, completions, responses, embeddings,
+    errors,
+)  # fmt: skip
