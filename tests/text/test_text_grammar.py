@@ -14,7 +14,7 @@ import tiny_tokenizers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lodger.errors import Overloaded
+from lodger.errors import InvalidRequest, Overloaded
 from lodger.tasks import Constraint
 from lodger.text.grammar import Grammars, GrammarThreads, Guide
 from lodger.text.tokenizer import Tokenizer
@@ -138,6 +138,19 @@ def test_words_that_a_tokenizer_would_change_are_spelt_as_they_are(
     for form in words:
         [only] = guide(grammars(name), Constraint(kind="lark", text=f"start: {json.dumps(form)}"))
         assert walk(only, name, 3) == form
+
+
+def test_schemas_of_any_depth_are_read_or_refused(grammars: Callable[[str], Grammars]) -> None:
+    """Two readers look at each, with limits of their own."""
+    refused = []
+    for depth in (20, 100, 127, 200, 900, 5000, 9000):
+        text = '{"type":"array","items":' * depth + "{}" + "}" * depth
+        try:
+            guide(grammars("qwen"), Constraint(kind="json", text=text))
+        except InvalidRequest:
+            refused.append(depth)
+    assert refused[-1] == 9000
+    assert 20 not in refused
 
 
 def test_white_space_between_parts_of_json_ends(grammars: Callable[[str], Grammars]) -> None:

@@ -223,12 +223,12 @@ def _grammar(constraint: Constraint) -> str:
         return constraint.text
     try:
         schema = msgspec.json.decode(constraint.text)
-    except (msgspec.DecodeError, RecursionError) as error:
+        if not isinstance(schema, dict | bool):
+            raise _refusal("a JSON schema is an object")
+        given = constraint.text if isinstance(schema, dict) else "{}" if schema else '{"enum":[]}'
+        return str(LLMatcher.grammar_from_json_schema(given, defaults={"whitespace_pattern": _SPACE}))
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:  # either reader's
         raise _refusal(f"its schema is not JSON: {error}") from None
-    if not isinstance(schema, dict | bool):
-        raise _refusal("a JSON schema is an object")
-    given = constraint.text if isinstance(schema, dict) else "{}" if schema else '{"enum":[]}'
-    return str(LLMatcher.grammar_from_json_schema(given, defaults={"whitespace_pattern": _SPACE}))
 
 
 def _refusal(said: str) -> InvalidRequest:
