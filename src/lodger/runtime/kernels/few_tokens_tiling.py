@@ -32,9 +32,9 @@ _CUTS = {
     32: _Cut(Tile(32, 32, 128, 1, 2, 4), 2),
 }
 _CUTS_OF_BYTES = {
-    8: _Cut(Tile(8, 64, 128, 1, 2, 4), 2),
-    16: _Cut(Tile(16, 64, 128, 1, 2, 4), 2),
-    32: _Cut(Tile(32, 64, 128, 1, 2, 3), 2),
+    8: _Cut(Tile(8, 32, 256, 1, 2, 4), 2),
+    16: _Cut(Tile(16, 64, 128, 1, 2, 4), 4),
+    32: _Cut(Tile(32, 64, 128, 1, 2, 3), 4),
 }
 _LEAST_STEPS = 2  # reads that a program is worth
 
