@@ -23,7 +23,7 @@ def run(
     home: HomeDir = None,
     json: Json = False,
 ) -> None:
-    """Ask this server and another one the same, and show how their answers and times differ.
+    """Ask this server and another one the same, side by side.
 
     Models are paired by uid, or by type where each side has one. Exit code 1 when one could not be compared.
     """
