@@ -133,8 +133,8 @@ class EncodeLane:
             self._end(job_id, Cancelled("the model was unloaded."))
 
     def begin(self) -> None:
-        """What this thread needs for heads is loaded and allocated, by steps of nobody's texts: later, on a busy GPU,
-        it would hold up everybody for 10 to 20 ms. Where there is no memory for it now, the first requests do it."""
+        """What this thread needs for heads is loaded and allocated, by steps of nobody's texts: else the first vector
+        took 82 ms, and 10 to 20 of everybody's on a busy GPU. Where memory is short now, the first requests do it."""
         if self._runner is None or self._runner.device.type != "cuda":
             return
         for count in _REHEARSED:

@@ -19,13 +19,11 @@ from lodger.runtime.kv import KVCache
 from lodger.runtime.packed import PackedBatch, pack_items
 from lodger.runtime.partition import Partition
 from lodger.runtime.precision import Precision
-from lodger.runtime.recovery import is_out_of_memory
 from lodger.runtime.upload import upload
 from lodger.sched.step import Item
 
 Heads = tuple[Head, ...]  # all that one text wants made of its hidden states
 Rows = list[torch.Tensor]  # what its heads made, in their order: [rows, width] float32 in RAM each
-_FIRST_TEXT = 8  # tokens
 
 
 @dataclass(frozen=True)
@@ -96,16 +94,6 @@ class Runner:
         """What steps of up to `most` tokens need is built and loaded, and what steps on this part of the device do."""
         if isinstance(self.backbone, DenseEncoder):
             self.backbone.warm_up(most, partition)
-        if self.device.type == "cuda" and self.heads:
-            self._first_text()
-
-    def _first_text(self) -> None:
-        """Nobody's, through all heads: kernels are loaded by their first launch. Where memory is short, a request's."""
-        try:
-            self.encode([Item(0, 0, (0,) * _FIRST_TEXT)], [tuple(self.heads.values())])
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
 
     def forget(self) -> None:
         """Before the weights sleep: give back what was made for faster steps."""
