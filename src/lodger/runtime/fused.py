@@ -1,9 +1,9 @@
 """The fast path on a GPU: `DenseDecoder`'s layers with everything between two products in one kernel.
 
 A layer is nine launches: norm, queries with keys and values, rotation and store, attention, output, norm, gate and up,
-activation, down. Each norm adds to the residual stream first. Where up to 32 chats decode it is seven: rotation and store
-are parts of attention, and the activation of its product. Of a single one it is five: norms and additions are parts of
-the products too.
+activation, down. Each norm adds to the residual stream first. Where up to 32 chats decode it is seven: rotation and
+store are parts of attention, and the activation of its product. Of a single one it is five: norms and additions are
+parts of the products too.
 """
 
 from __future__ import annotations
