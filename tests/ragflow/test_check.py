@@ -26,7 +26,7 @@ from lodger.ragflow.docker import bridge_address, check_listening, find_containe
 from lodger.ragflow.probes import Probe, Wrong, probes
 from lodger.ragflow.reply import Container, Direct, Reply
 
-CHAT = Offer(name="qwen3-chat", type="chat", max_tokens=8192)
+CHAT = Offer(name="qwen3-chat", type="chat", max_tokens=8192, tools=True)
 EMBEDDING = Offer(name="bge", type="embedding", max_tokens=8192)
 RERANK = Offer(name="bge-rerank", type="rerank", max_tokens=8192)
 CHAT_HERE = Offer(name="qwen3-4b-chat-local", type="chat", max_tokens=8192)
@@ -130,6 +130,11 @@ def test_bodies_are_ragflows_own(server: Scripted) -> None:
     assert "authorization" not in reranks[0][0], "RAGFlow leaves the key 'x' out there"
     assert len(reranks[1][1]["documents"]) == 64
     assert all(headers["authorization"] == "Bearer x" for path, headers, _ in sent if "chat" in path)
+
+
+def test_tools_are_sent_only_to_a_model_that_takes_them() -> None:
+    plain = msgspec.structs.replace(CHAT, tools=False)
+    assert [any("tools" in probe.what for probe in probes(model)) for model in (CHAT, plain)] == [True, False]
 
 
 def test_a_server_that_knows_only_v1_is_told_to_have_its_root_typed(server: Scripted) -> None:

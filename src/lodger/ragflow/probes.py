@@ -70,10 +70,12 @@ def listing(models: Sequence[Offer]) -> Probe:
 
 def probes(model: Offer) -> Iterator[Probe]:
     """All that RAGFlow sends to a model of this type."""
-    yield from {"chat": _chat, "embedding": _embedding, "rerank": _rerank}[model.type](model.name)
+    yield from {"chat": _chat, "embedding": _embedding, "rerank": _rerank}[model.type](model)
 
 
-def _chat(uid: str) -> Iterator[Probe]:
+def _chat(model: Offer) -> Iterator[Probe]:
+    uid = model.name
+
     def ask(text: str, **more: Any) -> dict[str, Any]:
         thinking = {"enable_thinking": False} if "qwen3" in uid.lower() else {}
         messages = [{"role": "user", "content": text}]
@@ -85,11 +87,14 @@ def _chat(uid: str) -> Iterator[Probe]:
     yield Probe(
         "chat stream, adding it (0.26+)", "POST", path, ask("Hi", stream=True), _streamed, limit=ADDING, words=True
     )
+    if not model.tools:
+        return  # RAGFlow is told so, and sends none
     tooled = ask("Hi", stream=True, tools=[_TOOL], tool_choice="auto")
     yield Probe("chat stream with tools (agents)", "POST", path, tooled, _streamed, limit=EMBEDDING, slow=True)
 
 
-def _embedding(uid: str) -> Iterator[Probe]:
+def _embedding(model: Offer) -> Iterator[Probe]:
+    uid = model.name
     path, key = "/v1/embeddings", "Test if the api key is available"
     seen: dict[str, list[float]] = {}
 
@@ -117,7 +122,8 @@ def _embedding(uid: str) -> Iterator[Probe]:
     yield Probe("embedding, a passage over the limit", "POST", path, long, lambda reply: _cut(reply, based), slow=True)
 
 
-def _rerank(uid: str) -> Iterator[Probe]:
+def _rerank(model: Offer) -> Iterator[Probe]:
+    uid = model.name
     path = "/v1/rerank"
 
     def ask(query: str, documents: list[str]) -> dict[str, Any]:
