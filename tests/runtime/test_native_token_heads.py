@@ -31,6 +31,7 @@ from lodger.units import GIB, MIB
 
 ALL = ("dense", "sparse", "colbert")
 ITEM, SCALAR = torch.ops.aten.item.default, torch.ops.aten._local_scalar_dense.default
+COPY = torch.ops.aten.copy_.default
 
 
 class Reference(NamedTuple):
@@ -175,7 +176,8 @@ class CopiesBack(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         found = func(*args, **(kwargs or {}))
         in_ram = isinstance(found, torch.Tensor) and not found.is_cuda or func in (ITEM, SCALAR)
-        self.count += in_ram and any(isinstance(one, torch.Tensor) and one.is_cuda for one in args)
+        source = args[func is COPY] if len(args) > (func is COPY) else None
+        self.count += in_ram and isinstance(source, torch.Tensor) and source.is_cuda
         return found
 
 

@@ -6,6 +6,7 @@ Weights and KV caches are not in it where their memory is mapped by us (`lodger.
 from __future__ import annotations
 
 import gc
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from lodger.budget import SEGMENTS, workspaces, workspaces_beside
+from lodger.budget import SEGMENTS, SMALL_CAPTURED, workspaces, workspaces_beside
 from lodger.units import MIB
 
 # What loading takes in passing: pieces of a matrix while it is quantised, the self-test, steps that run once before
@@ -23,6 +24,7 @@ LOADING = 128 * MIB
 # The limit is there for what nobody has thought of. It must not make a request fail because free memory lies in pieces.
 BACKSTOP = 96 * MIB
 _CAPTURING = RLock()
+_POOLED = Counter[torch.device]()  # bytes that pools of captured steps have taken for good
 
 
 class Grant(NamedTuple):
@@ -95,9 +97,10 @@ class Allowance:
     def most(self) -> int:
         """Bytes."""
         kept = sum(grant.kept for grant in self._grants.values())
-        kept += sum({grant.graphs for grant in self._grants.values()})
         beside = sum({grant.beside for grant in self._grants.values()})
-        kept += beside + (workspaces_beside(torch.cuda.get_device_capability(self._device)) if beside else 0)
+        graphs = sum({grant.graphs for grant in self._grants.values()}) + beside
+        kept += max(graphs, _POOLED[self._device])  # of models that are gone, pools stay
+        kept += workspaces_beside(torch.cuda.get_device_capability(self._device)) if beside else 0
         unfinished = sum(grant.unfinished for grant in self._awake())
         return self._before + self._always + kept + self._step() + unfinished + self._loading
 
@@ -174,6 +177,7 @@ class Pool:
         """
         if size > self._size:
             self._stays, self._size = self._taking(size), size
+            _POOLED[self._stream.device] += size + SMALL_CAPTURED
 
     def _taking(self, size: int) -> torch.cuda.CUDAGraph:
         """A graph that is never replayed, for which the pool takes `size` bytes, and has them again."""
