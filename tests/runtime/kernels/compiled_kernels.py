@@ -103,6 +103,8 @@ def _attention(dim: int, heads: int, kv_heads: int, slots: torch.Tensor) -> Iter
     norms = (empty(dim), empty(dim)) if dim == 128 else None
     turned = partial(rotary.rotate_and_store, qkv, heads, angles, angles, norms, 1e-6, cache, 3, slots)
     yield f"rotary of {dim}", turned
+    frequencies = torch.empty(dim // 2, dtype=torch.float32, device="meta")
+    yield f"angles of {dim}", partial(rotary.angles, slots, frequencies, 1.0)
     yield f"store of {dim}", partial(store.store, cache, 3, slots, *qkv.view(8, -1, dim)[:, heads:].chunk(2, 1))
     yield f"gather of {dim}", lambda: gather.gather(cache, 3, integers(80))
     cuts = ((decode_shape, 1, None), (decode_shape, 4, 512), (chunk_shape, 1, None))
