@@ -52,7 +52,7 @@ PARTS: dict[str, Part] = {
     "memory": Part("bench.gpu.memory", 80, "planned and measured bytes of three models in five budgets"),
     "start": Part("bench.gpu.start", 60, "from `lodger up` to three models that have answered"),
     "sleep": Part("bench.gpu.sleep", 40, "a model that sleeps and wakes"),
-    "soak": Part("bench.gpu.soak", 70, "20,000 mixed requests, and what the card holds before and after"),
+    "soak": Part("bench.gpu.soak", 80, "20,000 mixed requests, and what the card holds before and after"),
     "w8a16": Part("bench.gpu.w8a16", 30, "products with weights of one byte"),
     "attention": Part("bench.gpu.attention", 30, "attention of one layer"),
     "checks": Part("bench.gpu.checks", 120, "every kernel against float32: the tests that need a GPU"),

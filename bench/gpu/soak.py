@@ -4,8 +4,9 @@
 
 The models of `bench.gpu.memory`, as wide as they are and with few layers, so that all of it takes about a minute: the
 memory of a step does not depend on how many layers it goes through. The KV cache is too small for all chats at once.
-Lengths are spread evenly over their orders of magnitude, and one in 64 requests of texts has as many as it may, each as
-long as it may be; every kind of sampling and abandoned requests are among them.
+Lengths are spread evenly over their orders of magnitude. One prompt in eight may be as long as the context, the others
+have up to 512 tokens; one in 64 requests of texts has as many as it may, each as long as it may be. Every kind of
+sampling and abandoned requests are among them.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from lodger.tasks import CompletionTask, EmbedTask, RerankTask, StopRules
 from lodger.units import MIB
 
 CALLERS, PARTS = 256, 10
+WARM = 1000  # requests before memory is counted
 TEXTS = 32  # of one request
 BUDGET = 3.7  # GiB: for two layers each
 
@@ -55,8 +57,9 @@ async def request(models: Models, chance: random.Random) -> str:
         documents = tuple("word " * size for size in texts(chance, CONTEXT // 2))
         await models["rr"].rerank(RerankTask(model="rr", query="word " * length(chance, 60), documents=documents))
     else:
-        prompt = tuple(chance.randbytes(length(chance, CONTEXT - 1)))
-        rules = StopRules(max_tokens=length(chance, 64), ignore_eos=True)
+        longest = 512 if chance.randrange(8) else CONTEXT - 1
+        prompt = tuple(chance.randbytes(length(chance, longest)))
+        rules = StopRules(max_tokens=length(chance, 48), ignore_eos=True)
         task = CompletionTask(model="chat", prompt=prompt, sampling=chance.choice(KINDS), stopping=rules)
         deltas = models["chat"].generate(task)
         most = chance.choice((1, 1000))  # one in two is abandoned after its first words
@@ -107,7 +110,7 @@ def main() -> None:
         models = load(NativeEngine("cuda:0"), made, wanted, "soak")
     print(f"{time.monotonic() - start:5.1f} s, loaded: {held(before)['card'] / MIB:.0f} MiB", flush=True)
     asyncio.run(everything(models, made.models[0].budget.sequences))
-    asyncio.run(many(models, given.requests // PARTS, 0))
+    asyncio.run(many(models, WARM, 0))
     rows, start = [held(before)], time.monotonic()
     answers: Counter[str] = Counter()
     for part in range(PARTS):
