@@ -19,6 +19,7 @@ from lodger.engines.native import NativeEngine
 from lodger.plan.demand import Demand
 from lodger.plan.values import Candidate
 from lodger.runtime import kv
+from lodger.runtime.allocator import Grant, allowance, trim
 from lodger.runtime.loading import load_runner
 from lodger.runtime.precision import precision
 from lodger.runtime.runner import Runner
@@ -31,6 +32,18 @@ from lodger.units import GIB
 def device(request: pytest.FixtureRequest) -> torch.device:
     """Every test of the runtime holds on a GPU as well."""
     return torch.device(request.param)
+
+
+@pytest.fixture(autouse=True)
+def all_of_the_card() -> Iterator[None]:
+    """Tests before share this one's process, as no engine does: what they leave on a GPU is granted like a model, and
+    where no engine is about torch may hold all it likes."""
+    yield
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        trim()
+        card = torch.device("cuda:0")
+        allowance(card).grant("tests before", Grant(kept=torch.cuda.memory_reserved(card), step=0))
+        torch.cuda.set_per_process_memory_fraction(1.0, card)
 
 
 @pytest.fixture(scope="session")

@@ -219,6 +219,7 @@ def test_a_load_that_runs_out_leaves_nothing_and_others_serve_on(
             assert serve.device.type == "cuda"
             assert at
             model.close()
+            del model
         assert mode.failed
         assert (dict(engine._weights), dict(engine._users), granted(engine)) == before[:3]
         assert tensors(engine) <= before[3], at

@@ -28,12 +28,6 @@ CLOSE = 4 * TOLERANCE[torch.float16]  # products of other numbers of rows round 
 pytestmark = pytest.mark.gpu
 
 
-@pytest.fixture(scope="module", autouse=True)
-def all_of_the_card() -> None:
-    """An engine that ran in this process before has left torch its own allowance."""
-    torch.cuda.set_per_process_memory_fraction(1.0, CUDA)
-
-
 @pytest.fixture(scope="module", params=["bge-m3", "minilm"])
 def runner(request: pytest.FixtureRequest, tiny: Callable[..., Path]) -> Runner:
     return load(tiny(request.param))
