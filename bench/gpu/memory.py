@@ -27,6 +27,7 @@ from lodger.budget import CAPTURED_STEP, SEGMENTS, decode_steps, workspaces, wor
 from lodger.catalogue.inspect import inspect_folder
 from lodger.engines.base import LoadRequest
 from lodger.engines.native import NativeEngine
+from lodger.errors import DoesNotFit
 from lodger.plan.planner import plan
 from lodger.plan.values import Candidate, Plan
 from lodger.runtime.virtual_memory import virtual_memory
@@ -161,7 +162,11 @@ def main() -> None:
         engine = NativeEngine("cuda:0")
         older: Models = {}
         for budget, quantization in BUDGETS:
-            made, wanted = planned(folders, budget, quantization)
+            try:
+                made, wanted = planned(folders, budget, quantization)
+            except DoesNotFit as refusal:
+                print(f"{budget} GiB {quantization or 'bf16'}: {refusal.text}", flush=True)
+                continue
             start = time.monotonic()
             models = load(engine, made, wanted, str(budget))
             loaded = time.monotonic() - start

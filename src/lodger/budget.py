@@ -7,7 +7,7 @@ import msgspec
 from lodger.units import KIB, MIB
 
 # Unused ends of what is taken from a GPU in larger pieces: torch's segments for small tensors, and mapped weights.
-SEGMENTS = 6 * MIB
+SEGMENTS = 5 * MIB
 # A GPU's memory is taken in pieces of so many bytes: CUDA's virtual memory, and torch's segments for large tensors.
 GRANULE = 2 * MIB
 # Four segments for tensors of up to 1 MiB, those of captured steps of few tokens; larger ones lie in one piece.

@@ -19,9 +19,9 @@ HALF = ("bfloat16", "float16")
 
 CUDA_CONTEXT = 529 * MIB  # measured on an H100 (driver 580, torch 2.11)
 # What the driver has for kernels of torch, cuBLAS and Triton and for captured steps, beside CAPTURED_STEP: 304 MiB with
-# three models that have served all kinds of requests, the chat model's weights of one byte; and 27 more for products of
-# its weights in a half precision (H100, driver 580).
-KERNELS, DENSE_KERNELS = 306 * MIB, 26 * MIB
+# three models that have served all kinds of requests, the chat model's weights of one byte; and 20 to 27 more for
+# products of its weights in a half precision (H100, driver 580).
+KERNELS, DENSE_KERNELS = 306 * MIB, 24 * MIB
 KEPT = 1 * MIB  # tables, counters and inputs that a model's captured steps keep: 2.4 MiB measured for three models
 # Resident set of a worker on a CPU after one float32 and one bfloat16 forward: 391 MiB, of which torch 2.13 is 206 and
 # transformers' modelling code 140 (psutil, Linux x86-64, Python 3.11). The rest is for sockets, threads and buffers.
