@@ -26,18 +26,22 @@ class Precision(NamedTuple):
         return self._replace(int8=False, int4=False)
 
 
+# bfloat16 rounds eight times as coarsely as float16: the hidden state of the worst of 26 tokens is off by 3 % in most
+# small random models, and by 8 % in some. What is wrong moves it by about all of its length.
+_TOLERANCES = {"float32": 2e-4, "float16": 2e-2, "bfloat16": 0.16}
+
+
 def precision(name: str, device: torch.device) -> Precision:
     """The precision `name` on `device`. CPUs store float16 weights but compute with them in float32.
 
     Raises:
         Unsupported: not a dtype that models run in.
     """
-    tolerances = {"float32": 2e-4, "float16": 2e-2, "bfloat16": 8e-2}
-    if name not in tolerances:
-        raise Unsupported(f"dtype {name!r} is not served.", hint=f"Served: {', '.join(tolerances)}.", param="dtype")
+    if name not in _TOLERANCES:
+        raise Unsupported(f"dtype {name!r} is not served.", hint=f"Served: {', '.join(_TOLERANCES)}.", param="dtype")
     weights: torch.dtype = getattr(torch, name)
     compute = torch.float32 if name == "float16" and device.type == "cpu" else weights
-    return Precision(name, weights, compute, tolerances[name])
+    return Precision(name, weights, compute, _TOLERANCES[name])
 
 
 # Rounding weights to one byte moves the hidden state of the worst token by 7 % in SmolLM2-135M and by 5 to 7 % in small

@@ -59,7 +59,7 @@ class SelfTest:
     def refusal(self, runner: Runner) -> UnknownArchitecture:
         return UnknownArchitecture(
             f"{self._facts.name} failed its self-test in {runner.precision.name}: two texts in one forward differ from "
-            f"each alone by {self.error(runner):.1e} (at most {runner.precision.tolerance:.0e}).",
+            f"each alone by {self.error(runner):.1e} (at most {runner.precision.tolerance:.1e}).",
             hint="Try dtype float32; if it fails too, this model cannot be served.",
         )
 
