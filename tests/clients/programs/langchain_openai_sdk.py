@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from typing import Literal
 
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI, OpenAIEmbeddings
@@ -13,9 +14,9 @@ BASE = {"base_url": CASE["url"] + "/v1", "api_key": "x", "max_retries": 0}
 
 
 @tool
-def double(number: int) -> int:
-    """Twice a number."""
-    return 2 * number
+def weather(city: Literal["Paris", "Rome"]) -> str:
+    """Weather of a city."""
+    return f"sunny in {city}"
 
 
 def chat() -> None:
@@ -27,11 +28,11 @@ def chat() -> None:
 
 
 def tools() -> None:
-    model = ChatOpenAI(model=CASE["tools"], max_tokens=1000, **BASE)
-    model = model.bind_tools([double], tool_choice="double", parallel_tool_calls=False)
-    answer = model.invoke("Double 4.")
-    assert answer.tool_calls[0]["name"] == "double"
-    assert isinstance(answer.tool_calls[0]["args"]["number"], int)
+    model = ChatOpenAI(model=CASE["tools"], max_tokens=1000, temperature=0, **BASE)
+    model = model.bind_tools([weather], tool_choice="weather", parallel_tool_calls=False)
+    answer = model.invoke("Weather in Paris?")
+    assert answer.tool_calls[0]["name"] == "weather"
+    assert answer.tool_calls[0]["args"]["city"] in ("Paris", "Rome")
 
 
 def structured() -> None:
@@ -42,7 +43,9 @@ def structured() -> None:
         "required": ["size"],
         "additionalProperties": False,
     }
-    model = ChatOpenAI(model=CASE["chat"], max_tokens=60, **BASE).with_structured_output(form, method="json_schema")
+    model = ChatOpenAI(model=CASE["chat"], max_tokens=200, temperature=0, **BASE).with_structured_output(
+        form, method="json_schema"
+    )
     assert model.invoke("How big is an ant? Answer in JSON.")["size"] in ("big", "small")
 
 

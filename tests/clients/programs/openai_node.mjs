@@ -31,7 +31,7 @@ const parts = {
   },
   async tool() {
     const stream = client.chat.completions.stream({
-      model: CASE.tools, messages, tools: [weather], tool_choice: "required", parallel_tool_calls: false, max_tokens: 1000,
+      model: CASE.tools, messages, tools: [weather], tool_choice: "required", parallel_tool_calls: false, max_tokens: 1000, temperature: 0,
     });
     const answer = await stream.finalChatCompletion();
     const [call] = answer.choices[0].message.tool_calls;

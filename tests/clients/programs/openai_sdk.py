@@ -81,6 +81,7 @@ def forced_tool() -> None:
         tool_choice="required",
         parallel_tool_calls=False,
         max_tokens=1000,
+        temperature=0,
     )
     call = answer.choices[0].message.tool_calls[0]
     assert call.function.name == "weather"
@@ -97,6 +98,7 @@ def streamed_tool() -> None:
         tool_choice={"type": "function", "function": {"name": "weather"}},
         parallel_tool_calls=False,
         max_tokens=1000,
+        temperature=0,
         stream=True,
     ):
         for call in chunk.choices[0].delta.tool_calls or ():
@@ -118,7 +120,8 @@ def schema() -> None:
         model=CASE["chat"],
         messages=[{"role": "user", "content": "How big is an ant? Answer in JSON."}],
         response_format={"type": "json_schema", "json_schema": {"name": "size", "schema": form}},
-        max_tokens=60,
+        max_tokens=200,
+        temperature=0,
     )
     assert json.loads(answer.choices[0].message.content)["size"] in ("big", "small")
 
@@ -130,6 +133,7 @@ def choice() -> None:
         messages=[{"role": "user", "content": "Is water wet?"}],
         extra_body={"guided_choice": ["yes", "no"]},
         max_tokens=10,
+        temperature=0,
     )
     assert answer.choices[0].message.content in ("yes", "no")
 
