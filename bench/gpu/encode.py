@@ -109,6 +109,7 @@ def measure(name: LaneName, operations: float) -> list[dict[str, Any]]:
     runner, sizes = random_runner(name), lengths()
     work, rows = jobs(name, runner.facts.vocab_size, sizes), []
     limit = limit_tok_s(sizes, operations)
+    runner.warm_up(max(STEPS))  # what a model's first lane has captured serves all later ones
     for step in STEPS:
         gc.collect()  # of the model that was built for its weights
         torch.cuda.empty_cache()
