@@ -23,15 +23,20 @@ from lodger.spec import ModelSpec
 from lodger.tasks import (
     ChatTask,
     CompletionTask,
+    Constraint,
     Delta,
     EmbedOutput,
     EmbedResult,
     EmbedTask,
+    Likely,
     RerankResult,
     RerankTask,
     SamplingParams,
     SparseVector,
     StopRules,
+    TokenLogprobs,
+    TokensTask,
+    ToolCall,
     Usage,
 )
 
@@ -46,11 +51,22 @@ json = st.recursive(
 )
 maps = st.dictionaries(text, json, max_size=3)
 tuples = {"messages": st.lists(maps, max_size=3).map(tuple), "tools": st.lists(maps, max_size=2).map(tuple)}
-sampling = st.builds(SamplingParams, temperature=st.none() | numbers, top_k=st.none() | ids, seed=st.none() | ids)
+biases = st.dictionaries(ids, numbers, max_size=3)
+sampling = st.builds(
+    SamplingParams, temperature=st.none() | numbers, top_k=st.none() | ids, seed=st.none() | ids, logit_bias=biases
+)
+constraints = st.none() | st.builds(Constraint, kind=st.sampled_from(["json", "regex", "lark"]), text=text)
 stopping = st.builds(StopRules, max_tokens=st.none() | ids, stop=st.lists(text, max_size=2).map(tuple))
 tokens = st.lists(ids, max_size=5).map(tuple)
 chats = st.builds(
-    ChatTask, model=text, template_args=maps, sampling=sampling, stopping=stopping, n=st.integers(1, 9), **tuples
+    ChatTask,
+    model=text,
+    template_args=maps,
+    sampling=sampling,
+    stopping=stopping,
+    constraint=constraints,
+    n=st.integers(1, 9),
+    **tuples,
 )
 completions = st.builds(CompletionTask, model=text, prompt=text | tokens, sampling=sampling, stopping=stopping)
 outputs = st.lists(st.sampled_from(get_args(EmbedOutput)), max_size=3).map(tuple)
@@ -64,11 +80,20 @@ loads = st.builds(
     LoadRequest, spec=specs, facts=st.just(make_facts()), budget=budgets, device=text, dtype=st.none() | text
 )
 infos = st.builds(LoadedInfo, dtype=text, context_length=ids, memory=st.dictionaries(text, sizes), load_seconds=numbers)
-usages = st.builds(Usage, ids, ids)
-deltas = st.builds(
-    Delta, index=ids, text=text, finish_reason=st.sampled_from([None, "stop", "length"]), usage=st.none() | usages
-)
+usages = st.builds(Usage, ids, ids, ids, ids)
 raw = st.binary(max_size=64)
+likely = st.builds(Likely, ids, raw, numbers)
+told = st.builds(TokenLogprobs, likely, st.lists(likely, max_size=2).map(tuple))
+deltas = st.builds(
+    Delta,
+    index=ids,
+    text=text,
+    finish_reason=st.sampled_from([None, "stop", "length", "tool_calls"]),
+    usage=st.none() | usages,
+    reasoning=text,
+    calls=st.lists(st.builds(ToolCall, text, text), max_size=2).map(tuple),
+    logprobs=st.lists(told, max_size=2).map(tuple),
+)
 sparse = st.lists(st.builds(SparseVector, ids=raw, weights=raw), max_size=3).map(tuple)
 vectors = st.builds(
     EmbedResult,
@@ -92,6 +117,7 @@ MESSAGES: dict[type[msgspec.Struct], st.SearchStrategy[Any]] = {
     m.Generate: st.builds(m.Generate, ids, chats | completions),
     m.Embed: st.builds(m.Embed, ids, embeds),
     m.Rerank: st.builds(m.Rerank, ids, reranks),
+    m.Spell: st.builds(m.Spell, ids, st.builds(TokensTask, model=text, ids=st.lists(tokens, max_size=3).map(tuple))),
     m.Cancel: st.builds(m.Cancel, ids),
     m.Shutdown: st.builds(m.Shutdown),
     m.Hello: st.builds(m.Hello, ids, ids),
@@ -100,6 +126,7 @@ MESSAGES: dict[type[msgspec.Struct], st.SearchStrategy[Any]] = {
     m.Tokens: st.builds(m.Tokens, st.lists(st.tuples(ids, deltas), max_size=3).map(tuple)),
     m.Vectors: st.builds(m.Vectors, ids, vectors),
     m.Scores: st.builds(m.Scores, ids, scores),
+    m.Spelt: st.builds(m.Spelt, ids, st.lists(st.lists(text, max_size=3).map(tuple), max_size=3).map(tuple)),
     m.Done: st.builds(m.Done, ids),
     m.Held: st.builds(m.Held, ids, st.dictionaries(text, st.dictionaries(text, sizes))),
     m.Failed: st.builds(m.Failed, ids, errors),

@@ -98,15 +98,22 @@ def alone(model: Any, tasks: list[Any]) -> list[str]:
 def test_company_changes_nothing(
     overlaps: bool, blocks: int, serve: Callable[..., Any], tiny: Callable[..., Path]
 ) -> None:
-    """Each answer beside others of both kinds is what it is alone, where chats are put back for want of room too."""
+    """Each answer beside others of both kinds is what it is alone, where chats are put back for want of room too.
+
+    Which chats meet is a matter of time: where some must be put back, they are asked until some were.
+    """
     model = serve.fresh(inspect_folder(tiny("qwen3")), blocks=blocks)
     model._lane._stepper.overlaps = overlaps
     seen = preemptions_of(model)
     plain = [task(prompt, 16, HOT[n % 2]) for n, prompt in enumerate(PROMPTS[:4])]
     bound = [formed(JSON, prompt, 24, sampling=HOT[n % 3]) for n, prompt in enumerate(PROMPTS[:4])]
     mixed = [one for pair in zip(plain, bound, strict=True) for one in pair]
-    assert answers(model, mixed) == alone(serve("qwen3"), mixed)
-    assert bool(seen()) == (blocks == 7), "the cache is not as tight as it should be"
+    tight = blocks == 7
+    for _ in range(10 if tight else 1):
+        assert answers(model, mixed) == alone(serve("qwen3"), mixed)
+        if seen():
+            break
+    assert bool(seen()) == tight, "the cache is not as tight as it should be"
     assert not model._lane._guided
     model.close()
 
