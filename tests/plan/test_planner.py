@@ -92,7 +92,9 @@ def test_never_more_than_there_is(scene: Scene, reserve: int | None) -> None:
     others = sum(m.budget.kv_cache + m.budget.captured for m in made.models)
     graphs = sum({m.budget.graphs for m in made.models})  # each place counts once
     gaps = max(m.budget.gaps for m in made.models) if len(made.models) > 1 else 0
-    unfinished = sum(m.budget.unfinished for m in made.models) + graphs + gaps
+    beside = sum({m.budget.beside for m in made.models})  # and so does each place of texts beside chats
+    products = workspaces_beside(device.compute_capability) if beside else 0
+    unfinished = sum(m.budget.unfinished for m in made.models) + graphs + gaps + beside + products
     largest = max((m.budget.activations - m.budget.resumed for m in made.models), default=0)
     others += sum(steps) if device.kind == "cpu" else largest + unfinished
     assert made.needed == made.process + sum(loaded.values()) + others
