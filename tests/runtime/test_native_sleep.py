@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from encoder_requests import run, texts
 from test_native_chat import PROMPTS, answers, task
 
 from lodger.catalogue.inspect import inspect_folder
-from lodger.engines import native_model
+from lodger.engines import native, native_model
 from lodger.errors import Cancelled, ModelAsleep, OutOfMemory
 from lodger.runtime.kv import KVCache
 from lodger.tasks import EmbedTask, RerankTask, SamplingParams
@@ -144,18 +145,77 @@ def test_a_request_that_sleep_overtakes_ends(
         model.close()
 
 
+def full(*_: object) -> None:
+    raise MemoryError
+
+
+class Allowed:
+    """What an `Allowance` is told, in order."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def grant(self, owner: object, grant: object) -> None:
+        self.told.append("granted")
+
+    def turn(self, owner: object, *, asleep: bool) -> None:
+        self.told.append("asleep" if asleep else "awake")
+
+    @contextmanager
+    def loading(self) -> Iterator[None]:
+        self.told.append("may load")
+        try:
+            yield
+        finally:
+            self.told.append("has loaded")
+
+    def reserve(self) -> None:
+        self.told.append("reserves")
+
+    def revoke(self, owner: object) -> None: ...
+
+
+def test_weights_that_are_read_again_may_take_what_loading_takes(
+    serve: Callable[..., Any], tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same as when the model was loaded, and before the cache is there."""
+    allowed, read, woken = Allowed(), native.load_runner, KVCache.wake
+    monkeypatch.setattr(serve.engine, "_allowance", allowed)
+    monkeypatch.setattr(
+        native, "load_runner", lambda *args, **given: (allowed.told.append("reads"), read(*args, **given))[1]
+    )
+    monkeypatch.setattr(KVCache, "wake", lambda cache: (allowed.told.append("cache"), woken(cache))[1])
+
+    def told() -> list[str]:
+        serve.engine._loop.wait()
+        told, allowed.told = allowed.told, []
+        return told
+
+    model = serve.fresh(inspect_folder(tiny("qwen3")), blocks=64)
+    assert told() == ["granted", "may load", "reads", "has loaded", "reserves"]
+    model.sleep(keep=False)
+    assert told() == ["asleep", "reserves"]
+    model.wake()
+    assert told() == ["awake", "may load", "reads", "cache", "has loaded", "reserves"]
+    model.sleep(keep=False)
+    told()
+    monkeypatch.setattr(model._served, "wake", full)
+    with pytest.raises(OutOfMemory):
+        model.wake()
+    assert told() == ["awake", "may load", "reads", "cache", "has loaded", "asleep", "reserves"]
+    monkeypatch.undo()
+    model.close()
+
+
 def test_a_model_that_cannot_wake_sleeps_on(
     serve: Callable[..., Any], tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(self: object) -> None:
-        raise MemoryError
-
     model = serve.fresh(inspect_folder(tiny("qwen3")), blocks=64)
     before = asked(model)
     for owner in (KVCache, native_model.Weights):
         model.sleep(keep=False)
         with monkeypatch.context() as patch:
-            patch.setattr(owner, "wake", lambda *_: full(None))
+            patch.setattr(owner, "wake", full)
             with pytest.raises(OutOfMemory, match="was woken"):
                 model.wake()
         assert not any(model.memory().values())

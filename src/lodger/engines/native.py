@@ -144,7 +144,8 @@ class NativeEngine:
             self._pool,
             self._grammars,
             weights,
-            partial(self._turn, uid),
+            partial(self._asleep, uid),
+            partial(self._waking, uid),
             partial(self._release, uid),
         )
         if cache is not None:
@@ -170,10 +171,27 @@ class NativeEngine:
         with self._allowance.loading():
             yield
 
-    def _turn(self, uid: str, asleep: bool) -> None:
-        """A model has gone to sleep, or is awake again."""
+    def _asleep(self, uid: str) -> None:
+        """A model has gone to sleep."""
         if self._allowance is not None:
-            self._allowance.turn((id(self), uid), asleep=asleep)
+            self._allowance.turn((id(self), uid), asleep=True)
+            self._reserve()
+
+    @contextmanager
+    def _waking(self, uid: str) -> Iterator[None]:
+        """While a model wakes it may hold what one that loads may: where RAM has no copy of its weights the folder is
+        read again, and where they moved steps are captured again."""
+        if self._allowance is None:
+            yield
+            return
+        self._allowance.turn((id(self), uid), asleep=False)
+        try:
+            with self._allowance.loading():
+                yield
+        except BaseException:
+            self._allowance.turn((id(self), uid), asleep=True)
+            raise
+        finally:
             self._reserve()
 
     def _reserve(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import count
 from traceback import clear_frames
@@ -38,7 +38,8 @@ class Serving:
     pool: ThreadPoolExecutor  # for tokenising
     grammars: GrammarThreads
     weights: Weights
-    turn: Callable[[bool], None]  # is told that it sleeps, or that it is awake
+    asleep: Callable[[], None]  # is told that it sleeps
+    waking: Callable[[], AbstractContextManager[None]]  # around whatever wakes it
     release: Callable[[], None]  # gives the weights back
 
 
@@ -85,21 +86,19 @@ class ServedModel:
             self._cache.sleep()
         self._serving.weights.sleep(self._serving.uid, keep=keep)
         trim()  # activations of its steps
-        self._serving.turn(True)
+        self._serving.asleep()
 
     def wake(self) -> None:
         """See `engines.base.Model`."""
         if not self._asleep:
             return
         uid, weights = self._serving.uid, self._serving.weights
-        with out_of_memory(f"{uid} was woken"), ExitStack() as undo:
-            undo.callback(self._serving.turn, True)
-            self._serving.turn(False)
+        with out_of_memory(f"{uid} was woken"), self._serving.waking(), ExitStack() as undo:
+            runner = weights.wake(uid)  # what reading them takes in passing is there while the cache is not
+            undo.callback(weights.sleep, uid, keep=True)
             if self._cache is not None:
                 undo.callback(self._cache.sleep)
                 self._cache.wake()
-            runner = weights.wake(uid)
-            undo.callback(weights.sleep, uid, keep=True)
             self._served.wake(runner)
             undo.pop_all()
         self._serving.loop.add(self._served)
