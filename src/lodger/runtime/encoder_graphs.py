@@ -78,18 +78,19 @@ class EncoderGraphs:
         return self._hidden[:tokens]
 
     def warm_up(self, most: int) -> None:
-        """Capture all forwards of up to `most` tokens, the largest first, whose memory the others then use. Those that
-        there is no memory for are left out. Another model of the same weights finds them: they may be running."""
-        if self._captured:
-            return
+        """Capture all forwards of up to `most` tokens that are not there yet, the largest first, whose memory the
+        others then use. Those that there is no memory for are left out. Another model of the same weights may be
+        running what it has captured of them."""
         for size in reversed(self.buckets[: bisect_left(self.buckets, most) + 1]):
+            if size in self._captured:
+                continue
             try:
                 self._captured[size] = self._capture(size)
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise
         if self._partition is not None:
-            torch.cuda.current_stream(self._device).synchronize()  # what ran before it was captured, in the same memory
+            torch.cuda.current_stream(self._device).synchronize()  # what was prepared there is used on another
 
     def forget(self) -> None:
         """Give back what was captured."""
@@ -98,10 +99,10 @@ class EncoderGraphs:
 
     @torch.inference_mode()
     def _capture(self, size: int) -> torch.cuda.CUDAGraph:
-        """After one run of it, so that nothing is compiled or loaded while it is captured."""
+        """After one run over nobody's text, so that nothing is compiled or loaded while it is captured. What captured
+        forwards read and write is not touched: one may be running."""
         self._prepare()
-        self._tiles.zero_()  # those of a longer step would write behind this one's tensors
-        self._step(size)
+        finish(self._forward(torch.zeros_like(self._inputs_of(size)), torch.zeros_like(self._tiles[: _tiles(size)])))
         return captured(partial(self._step, size), self._device, self._partition)
 
     def _prepare(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,14 @@ def runner(request: pytest.FixtureRequest, tiny: Callable[..., Path]) -> Runner:
 
 
 def load(folder: Path) -> Runner:
-    runner = load_runner(inspect_folder(folder), GIB, [precision("float16", CUDA)], CUDA, lambda _: None)
+    runner = cold(folder)
     runner.warm_up(4224, partition(CUDA))
     return runner
+
+
+def cold(folder: Path) -> Runner:
+    """Nothing of it is captured."""
+    return load_runner(inspect_folder(folder), GIB, [precision("float16", CUDA)], CUDA, lambda _: None)
 
 
 def items_of(lengths: list[int]) -> list[Item]:
@@ -122,6 +128,20 @@ def test_without_memory_to_capture_steps_are_launched_one_by_one(
     runner.warm_up(64)
     assert captured(runner)._captured
     assert far(vectors(runner, items, whole=True), expected) < CLOSE
+
+
+def test_larger_steps_are_captured_while_smaller_ones_run(tiny: Callable[..., Path]) -> None:
+    """As a second model of the same weights may ask at any time."""
+    runner, items = cold(tiny("bge-m3")), items_of([20, 33])
+    runner.warm_up(64)
+    expected = vectors(runner, items, whole=False)
+    assert not captured(runner).serves([500])
+    with ThreadPoolExecutor(1) as pool:
+        larger = pool.submit(runner.warm_up, 4224)
+        while not larger.done():
+            assert far(vectors(runner, items, whole=True), expected) < CLOSE
+        larger.result()
+    assert captured(runner).serves([500])
 
 
 def test_models_share_the_memory_of_their_forwards(tiny: Callable[..., Path]) -> None:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lodger.plan.footprint import CAPTURED_TEXTS
+from lodger.runtime import encoder_graphs
+from lodger.runtime.encoder import Layers
 from lodger.runtime.encoder_graphs import EncoderGraphs, _tiles, bucket_for, bucket_within, buckets
 from lodger.runtime.kernels.tiling import TEXT_ROWS, text_tiles
+from lodger.runtime.packed import pack_items
 from lodger.runtime.partition import STEPS
+from lodger.sched.step import Item
 
 BUCKETS = buckets(132)
 tokens = st.integers(1, BUCKETS[-1])
@@ -63,6 +70,42 @@ def test_texts_of_common_lengths_always_have_tiles_enough(lengths: list[int]) ->
     total = sum(lengths)
     if total <= BUCKETS[-1]:
         assert bucket_for(lengths, BUCKETS) == bucket_for([total], BUCKETS)
+
+
+class Replayed(NamedTuple):
+    replay: Callable[[], None]
+
+
+@torch.inference_mode()
+def test_a_second_model_of_the_same_weights_gets_its_larger_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the first one's may be running: nothing of theirs is touched."""
+    made: list[int] = []  # tokens of the forward that was captured
+    ran: list[int] = []
+
+    def forward(inputs: torch.Tensor, tiles: torch.Tensor) -> Layers:
+        ran.append(inputs.shape[1])
+        yield
+        return inputs.sum(dim=0)[:, None].expand(-1, 8).half()
+
+    def captured(step: Callable[[], None], *_: object) -> Replayed:
+        made.append(ran[-1])
+        return Replayed(step)
+
+    monkeypatch.setattr(encoder_graphs, "captured", captured)
+    graphs = EncoderGraphs(forward, 8, torch.float16, torch.device("cpu"), (64, 128, 256, 512))
+    graphs.warm_up(100)
+    assert made == ran == [128, 64]
+    batch = pack_items([Item(0, 0, tuple(range(5, 75)))], 0, torch.device("cpu"))
+    assert batch.stacked is not None
+    before = graphs.run(batch)
+    tiles = graphs._tiles.clone()
+    graphs.warm_up(512)
+    assert made == [128, 64, 512, 256]
+    assert torch.equal(before, batch.stacked.sum(dim=0)[:, None].expand(-1, 8).half())
+    assert torch.equal(graphs._tiles, tiles)
+    assert all(graphs.serves([length]) for length in (1, 70, 200, 512))
+    graphs.warm_up(512)
+    assert len(made) == 4
 
 
 def test_what_an_earlier_step_left_behind_a_shorter_one_is_of_the_same_kind() -> None:
