@@ -124,6 +124,51 @@ def loading_size(folder: Path) -> int:
     return size
 
 
+def test_weights_that_make_no_numbers_are_damaged(copy: Callable[..., Path]) -> None:
+    def spoil(found: dict[str, Any]) -> dict[str, Any]:
+        found["model.layers.0.mlp.down_proj.weight"][0, 0] = np.nan
+        return found
+
+    message = "llama failed its self-test: in float32 the hidden states of 26 of 26 tokens are not finite, each"
+    with pytest.raises(DamagedWeights, match=message):
+        load(copy("llama", spoil))
+
+
+@pytest.mark.parametrize("family", ["llama", "bge-m3"])
+def test_hidden_states_of_zeros_are_as_good_as_others(family: str, copy: Callable[..., Path]) -> None:
+    """Equal to what is expected, and not off by the quotient of nothing and nothing."""
+
+    def silence(found: dict[str, Any]) -> dict[str, Any]:
+        last = sorted(
+            name for name in found if "norm" in name.lower() and (".1." in name or name == "model.norm.weight")
+        )
+        return found | {name: np.zeros_like(found[name]) for name in last}
+
+    assert load(copy(family, silence)).weight_bytes > 0
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "said"),
+    [
+        (torch.inf, "in float32: the hidden states of 1 of 26 tokens are not finite, and in float32 they are"),
+        (torch.nan, "in float32: the hidden states of 1 of 26 tokens are not finite, and in float32 they are"),
+        (0, r"in float32: two texts in one forward differ from each alone by 1.0e\+00 \(at most 2.0e-04\)"),
+    ],
+)
+def test_a_failed_self_test_says_what_was_measured(
+    spoilt: float, said: str, tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spoils(self: SelfTest, runner: Any) -> torch.Tensor:
+        hidden = found(self, runner).clone()
+        hidden[3] = spoilt
+        return hidden
+
+    found = SelfTest._found
+    monkeypatch.setattr(SelfTest, "_found", spoils)
+    with pytest.raises(UnknownArchitecture, match=f"llama failed its self-test {said}"):
+        load(tiny("llama"))
+
+
 def test_a_precision_that_fails_the_self_test_gives_way_to_the_next(
     tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

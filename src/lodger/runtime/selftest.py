@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from lodger.catalogue.facts import ModelFacts
-from lodger.errors import UnknownArchitecture
+from lodger.errors import DamagedWeights, ModelProblem, UnknownArchitecture
 from lodger.runtime.attention import interface
 from lodger.runtime.kv import KVCache
 from lodger.runtime.packed import pack_items, pack_rows
@@ -44,24 +44,41 @@ class SelfTest:
         base: Any = model.base_model
         base.set_attn_implementation("sdpa")
         with _streamed_float32(base):
-            self._expected = self._padded(base)
+            self._expected = torch.cat(self._padded(base))
         base.set_attn_implementation(interface.NAME)
 
     def error(self, runner: Runner) -> float:
-        """Largest error of a token's hidden state, relative to its length, with both texts packed."""
-        found = self._generating(runner) if self._facts.generates else self._encoding(runner)
-        errors = [
-            ((mine.cpu().float() - expected).norm(dim=-1) / expected.norm(dim=-1)).max()
-            for mine, expected in zip(found, self._expected, strict=True)
-        ]
-        return float(torch.stack(errors).max().nan_to_num(torch.inf))
+        """Largest error of a token's hidden state, with both texts packed, relative to the longer of what was found and
+        what was expected; infinity where either holds something that is no number."""
+        found, expected = self._found(runner), self._expected
+        longer = torch.maximum(found.norm(dim=-1), expected.norm(dim=-1))
+        off = (found - expected).norm(dim=-1)
+        return float(torch.where(off == 0, off, off / longer).max().nan_to_num(torch.inf))
 
-    def refusal(self, runner: Runner) -> UnknownArchitecture:
+    def refusal(self, runner: Runner) -> ModelProblem:
+        """With what was measured."""
+        name, how, tokens = f"{self._facts.name} failed its self-test", runner.precision, len(self._expected)
+        if lost := _endless(self._expected):
+            return DamagedWeights(
+                f"{name}: in float32 the hidden states of {lost} of {tokens} tokens are not finite, each text alone.",
+                hint="Its weights are damaged, or not those of this architecture: compare them with their source.",
+            )
+        if lost := _endless(self._found(runner)):
+            return UnknownArchitecture(
+                f"{name} in {how.name}: the hidden states of {lost} of {tokens} tokens are not finite, and in float32 "
+                "they are.",
+                hint="Try dtype bfloat16 or float32, whose ranges are wider than float16's.",
+            )
         return UnknownArchitecture(
-            f"{self._facts.name} failed its self-test in {runner.precision.name}: two texts in one forward differ from "
-            f"each alone by {self.error(runner):.1e} (at most {runner.precision.tolerance:.1e}).",
+            f"{name} in {how.name}: two texts in one forward differ from "
+            f"each alone by {self.error(runner):.1e} (at most {how.tolerance:.1e}).",
             hint="Try dtype float32; if it fails too, this model cannot be served.",
         )
+
+    def _found(self, runner: Runner) -> torch.Tensor:
+        """[tokens of both, hidden_size] float32."""
+        found = self._generating(runner) if self._facts.generates else self._encoding(runner)
+        return torch.cat([part.cpu().float() for part in found])
 
     def _padded(self, base: Any) -> list[torch.Tensor]:
         """One row for each text, so that every weight is converted once."""
@@ -96,6 +113,11 @@ class SelfTest:
             for part, own in zip(parts, hidden.split_with_sizes([len(row.tokens) for row in rows]), strict=True):
                 part.append(own)
         return [torch.cat(part) for part in parts]
+
+
+def _endless(hidden: torch.Tensor) -> int:
+    """How many tokens have a hidden state that is not of numbers alone."""
+    return int((~hidden.isfinite().all(dim=-1)).sum())
 
 
 @contextmanager
