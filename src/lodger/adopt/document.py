@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+import yaml
 
 from lodger.adopt import Adopted, Adoption
 from lodger.config import load_config
@@ -16,7 +18,6 @@ from lodger.settings import DEFAULT_PORT
 from lodger.units import gib
 
 _PLAIN = re.compile(r"[A-Za-z/~][A-Za-z0-9/._~-]*")
-_WORDS = ("true", "false", "yes", "no", "on", "off", "null", "y", "n")
 
 
 def text(adoption: Adoption) -> str:
@@ -83,9 +84,9 @@ def _model(model: Adopted) -> Iterator[str]:
 
 
 def scalar(value: str) -> str:
-    """Plain where YAML reads it as this very text, else quoted."""
-    plain = _PLAIN.fullmatch(value) and value.lower() not in _WORDS
-    return value if plain else json.dumps(value, ensure_ascii=False)
+    """Plain where YAML reads it as this very text, which `no` and `~` are not, else quoted."""
+    plain = _PLAIN.fullmatch(value) and yaml.safe_load(value) == value
+    return value if plain else yaml.safe_dump(value, default_style='"', allow_unicode=True, width=sys.maxsize).strip()
 
 
 def _one_line(said: str) -> str:
