@@ -16,8 +16,10 @@ from hypothesis import settings
 if not Path("/dev/nvidiactl").exists():
     os.environ["TRITON_INTERPRET"] = "1"
 
-# A deadline measures the machine, not the code.
-settings.register_profile("lodger", deadline=None)
+# A deadline measures the machine, not the code. Every run tries the same examples, so that a failure is of the change
+# before it; `pytest -m hypothesis --hypothesis-profile=search` looks for new ones.
+settings.register_profile("search", deadline=None)
+settings.register_profile("lodger", deadline=None, derandomize=True)
 settings.load_profile("lodger")
 
 
