@@ -13,11 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 
 from bench.gpu import __main__ as whole
-from bench.gpu import bounds, document, parts, reading, sheet
+from bench.gpu import bounds, document, memory, parts, reading, sheet
 from bench.gpu.bounds import QWEN3_4B, XLM_R_LARGE, Rates
 from bench.gpu.parts import PARTS, Part
+from lodger.device.view import DeviceView
+from lodger.units import GIB, MIB
 
 RATES = Rates(move=3.0e12, product=700e12)
 CARD = {
@@ -169,6 +172,31 @@ def test_a_part_of_another_shape_costs_its_own_rows_only(capsys: pytest.CaptureF
 def test_without_the_cards_limits_rows_have_none() -> None:
     chats = {"decode": raw_parts()["decode"]}
     assert {row.limit for row in reading.rows(chats)} == {None}
+
+
+# MiB that were held in steps' captures, and by steps in the memory that they share (H100, 0352f30), by GiB in all.
+HELD = {8.5: (91.1, 139.6), 10: (111.4, 311.3), 11.9: (92.3, 137.6), 16: (229.3, 532.7), 24: (243.6, 862.3)}
+
+
+@pytest.mark.parametrize(("budget", "quantization"), memory.BUDGETS)
+def test_the_plan_is_cut_into_the_parts_that_are_measured(
+    budget: float, quantization: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = DeviceView(id="cuda:0", kind="cuda", name="any", total=80 * GIB, free=0, compute_capability=(9, 0))
+    monkeypatch.setattr(memory, "this_card", lambda: card)
+    folders = {
+        name: tiny.write_fake_folder(tmp_path / name, family, dtype, **shape)
+        for name, family, dtype, shape in (
+            ("chat", "qwen3", "BF16", tiny.QWEN3_4B),
+            ("emb", "bge-m3", "F16", tiny.XLM_R_LARGE),
+            ("rr", "bge-reranker", "F16", tiny.XLM_R_LARGE),
+        )
+    }
+    made, _ = memory.planned(folders, budget, quantization)
+    found = memory.promised(made)
+    assert found.pop("total") == sum(found.values()) <= budget * GIB
+    assert found["captured"] / MIB == pytest.approx(HELD[budget][0], rel=0.03)
+    assert found["activations"] / MIB == pytest.approx(HELD[budget][1], rel=0.03)
 
 
 def test_every_part_has_a_reader() -> None:

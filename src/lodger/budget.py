@@ -48,6 +48,7 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True):
     gaps: int = 0  # on a GPU: what lies unused between tensors of several models in the memory that steps share
     graphs: int = 0  # on a GPU: what captured steps work in; the same place for all models that are given as much
     beside: int = 0  # on a GPU: likewise, of texts that are computed beside chats; 0: only between their tokens
+    made_beside: int = 0  # on a GPU: what is made of the hidden states of those texts
     step_tokens: int = 2048  # most tokens in one forward
     context_length: int = 0  # tokens of one sequence that are served
     block_size: int = 16  # tokens in one block of the KV cache
@@ -55,7 +56,7 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def total(self) -> int:
-        return self.kept + self.activations + self.unfinished + self.graphs + self.beside
+        return self.kept + self.activations + self.unfinished + self.graphs + self.beside + self.made_beside
 
     @property
     def resumed(self) -> int:

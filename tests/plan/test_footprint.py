@@ -96,6 +96,16 @@ def test_captured_steps() -> None:
         assert not footprint.graphs(QWEN3_4B, dtype, device, step_tokens=512, sequences=64)
 
 
+def test_texts_beside_chats() -> None:
+    work, states, made = footprint.beside(BGE_M3, "float16", GPU)
+    assert work == footprint.graphs(BGE_M3, "float16", GPU, step_tokens=8192, sequences=64)
+    assert (states, made) == (10 * MIB, SMALL_CAPTURED), "4,224 * 1,024 numbers of 2 bytes, and small tensors"
+    for changes, size in (({"pooling": "mean"}, 18), ({"token_heads": ("sparse",)}, 58)):
+        found = footprint.beside(msgspec.structs.replace(BGE_M3, **changes), "float16", GPU)
+        assert found == (work, states, size * MIB + SMALL_CAPTURED), "4,224 * 1,024 numbers of 4 or 14 bytes"
+    assert footprint.beside(QWEN3_4B, "bfloat16", GPU) == footprint.beside(BGE_M3, "float32", CPU) == (0, 0, 0)
+
+
 def test_tensors_of_several_models_leave_gaps_between_them() -> None:
     chats = [footprint.gaps(QWEN3_4B, "bfloat16", GPU, step_tokens=size) for size in (512, 1280, 8192)]
     assert chats == [8 * MIB, 20 * MIB, 20 * MIB]

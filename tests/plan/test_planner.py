@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from model_facts import BGE_M3, MINILM, QWEN3_4B, RERANKER, SMOLLM2, candidate, trio
 
-from lodger.budget import workspaces_beside
+from lodger.budget import SMALL_CAPTURED, workspaces_beside
 from lodger.catalogue.facts import ModelFacts
 from lodger.device.view import DeviceView
 from lodger.errors import DoesNotFit, Unsupported
@@ -93,6 +93,7 @@ def test_never_more_than_there_is(scene: Scene, reserve: int | None) -> None:
     graphs = sum({m.budget.graphs for m in made.models})  # each place counts once
     gaps = max(m.budget.gaps for m in made.models) if len(made.models) > 1 else 0
     beside = sum({m.budget.beside for m in made.models})  # and so does each place of texts beside chats
+    beside += sum(m.budget.made_beside for m in made.models)
     products = workspaces_beside(device.compute_capability) if beside else 0
     unfinished = sum(m.budget.unfinished for m in made.models) + graphs + gaps + beside + products
     largest = max((m.budget.activations - m.budget.resumed for m in made.models), default=0)
@@ -254,6 +255,11 @@ def test_texts_run_beside_chats_where_the_kv_cache_leaves_memory_for_it() -> Non
     plenty, tight = plan(gpu(free=80), trio()), plan(gpu(free=12), trio())
     assert [model.budget.beside > 0 for model in plenty.models] == [False, True, True]
     assert len({model.budget.beside for model in plenty.models[1:]}) == 1, "one place for all"
+    captured = [
+        model.budget.captured - one.budget.captured for model, one in zip(plenty.models, tight.models, strict=True)
+    ]
+    assert captured[1:] == [10 * MIB] * 2, "hidden states once more; what is made of them is a step's"
+    assert [model.budget.made_beside for model in plenty.models] == [0, SMALL_CAPTURED, SMALL_CAPTURED]
     assert not any(model.budget.beside for model in tight.models)
     assert not any(model.budget.beside for model in plan(gpu(free=80), trio()[1:]).models), "there are no chats"
 
@@ -269,7 +275,7 @@ def test_captured_steps_share_a_place_that_does_not_grow() -> None:
     assert made.models[2].budget.graphs == second.budget.graphs, "there is one that is large enough"
     largest = max(m.budget.activations - m.budget.resumed for m in made.models)
     unfinished = sum(m.budget.unfinished for m in made.models)
-    beside = second.budget.beside + workspaces_beside((8, 0))
+    beside = second.budget.beside + sum(m.budget.made_beside for m in made.models) + workspaces_beside((8, 0))
     largest += max(m.budget.gaps for m in made.models)
     assert made.steps == largest + unfinished + first.budget.graphs + second.budget.graphs + beside
 

@@ -163,7 +163,7 @@ class NativeEngine:
             yield
             return
         budget = request.budget
-        kept = budget.captured if virtual_memory(self._device) else budget.kept
+        kept = (budget.captured if virtual_memory(self._device) else budget.kept) + budget.made_beside
         pieces = budget.sequences if request.facts.generates else 1
         step = budget.activations - budget.resumed
         grant = Grant(kept, step, budget.unfinished, pieces, budget.graphs, budget.beside, budget.gaps)

@@ -210,10 +210,12 @@ def _beside(wants: tuple[Demand, ...], budgets: list[Budget]) -> list[Budget]:
     the place of captured steps, theirs is as large as the largest needs it, and cannot grow."""
     found = [footprint.beside(want.candidate.facts, want.dtype, want.device) for want in wants]
     gets = [want.candidate.held is None and want.candidate.spec.memory is None for want in wants]
-    most = max((work for (work, _), new in zip(found, gets, strict=True) if new), default=0)
+    most = max((work for (work, *_), new in zip(found, gets, strict=True) if new), default=0)
     return [
-        msgspec.structs.replace(budget, beside=most, captured=budget.captured + own) if new and work else budget
-        for budget, (work, own), new in zip(budgets, found, gets, strict=True)
+        msgspec.structs.replace(budget, beside=most, captured=budget.captured + states, made_beside=made)
+        if new and work
+        else budget
+        for budget, (work, states, made), new in zip(budgets, found, gets, strict=True)
     ]
 
 
@@ -227,7 +229,7 @@ def steps(device: DeviceView, budgets: Iterable[Budget]) -> int:
     unfinished = sum(own.unfinished for own in budgets)
     largest = max((own.activations + unfinished - own.resumed for own in budgets), default=0)
     largest += max(own.gaps for own in budgets) if len(budgets) > 1 else 0
-    beside = sum({own.beside for own in budgets})
+    beside = sum({own.beside for own in budgets}) + sum(own.made_beside for own in budgets)
     products = workspaces_beside(device.compute_capability) if beside else 0
     return largest + sum({own.graphs for own in budgets}) + beside + products
 
