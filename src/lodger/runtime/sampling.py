@@ -101,7 +101,8 @@ class Sampler:
     ) -> None:
         self.rules, self.guide, self.logprobs = rules, guide, logprobs
         self.takes_best = rules.greedy and not rules.penalises
-        self.edits = bool(bias) or guide is not None
+        self.biased = bool(bias)
+        self.edits = self.biased or guide is not None
         self.plain = self.takes_best and not self.edits  # simply the token with the highest logit
         self._bias = bias
         self._biases: tuple[torch.Tensor, torch.Tensor] | None = None
@@ -124,9 +125,7 @@ class Sampler:
         return self._memory
 
     def add_bias(self, logits: torch.Tensor) -> None:
-        """To its own [vocab_size]."""
-        if not self._bias:
-            return
+        """To its own [vocab_size]; of those that are `biased`."""
         if self._biases is None or self._biases[1].dtype != logits.dtype:
             numbers = [_BANNED if number <= _BAN else number for number in self._bias.values()]
             ids = upload(list(self._bias), torch.int64, logits.device)
@@ -225,8 +224,9 @@ def _choose_others(
 
 def _edited(logits: torch.Tensor, samplers: Sequence[Sampler]) -> torch.Tensor:
     """The same logits, with biases added, and -inf where a mask does not allow a token."""
-    for row, sampler in zip(logits, samplers, strict=True):
-        sampler.add_bias(row)
+    for n, sampler in enumerate(samplers):
+        if sampler.biased:  # views of all rows take 0.06 ms of 32
+            sampler.add_bias(logits[n])
     guided = [(n, sampler.guide.mask) for n, sampler in enumerate(samplers) if sampler.guide is not None]
     if not guided:
         return logits
