@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 
 from fake_decoder import FakeDecoder, continuation
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -187,3 +187,46 @@ class AnyOrder(RuleBasedStateMachine):
 
 TestAnyOrder = AnyOrder.TestCase
 TestAnyOrder.settings = settings(max_examples=120, stateful_step_count=50, deadline=None)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    prompts=st.lists(st.integers(1, 14), min_size=1, max_size=30),
+    made=st.one_of(st.integers(1, 16), st.lists(st.integers(1, 16), min_size=30, max_size=30)),
+    told=st.booleans(),
+)
+def test_while_more_wait_than_have_room_nobody_goes_back_if_answers_are_as_long_as_expected(
+    prompts: list[int], made: int | list[int], told: bool
+) -> None:
+    """Either all are as long as the last ones, whatever limit they tell, or all reach their limits."""
+    blocks, size = 40, 3
+    pool = BlockPool(blocks, size)
+    scheduler, model = GenerateScheduler(pool, max_running=12), FakeDecoder(blocks, size)
+    lengths = made if isinstance(made, list) else [made] * len(prompts)
+    alive: dict[int, Sequence] = {}
+
+    def turn() -> None:
+        for ask in (scheduler.next_decode, scheduler.next_prefill):
+            if (step := ask(1000)) is not None:
+                scheduler.complete(step, model.run(step))
+            for sequence in [s for n, s in alive.items() if len(s.generated) >= lengths[n]]:
+                scheduler.finish(alive.pop(sequence.id).id)
+
+    def add(number: int, prompt: int, most: int) -> Sequence:
+        alive[number] = Sequence(number, [5 + number] * prompt, max_new_tokens=most)
+        scheduler.add(alive[number])
+        return alive[number]
+
+    lengths = [*lengths[: len(prompts)], *([100] if isinstance(made, list) else [made]), 1]
+    add(len(prompts), 1, lengths[len(prompts)])
+    while alive:  # one answer that the others are expected to resemble, or that is longer than all limits
+        turn()
+    limits = [length if told or isinstance(made, list) else 70 for length in lengths]
+    crowd = [add(n, prompt, limits[n]) for n, prompt in enumerate(prompts)]
+    wall = add(len(prompts) + 1, blocks * size, 1)  # has never room beside others
+    for _ in range(1_000):
+        if wall.id in alive:
+            turn()
+    assert wall.id not in alive, "it never ends"
+    assert [sequence.preemptions for sequence in crowd] == [0] * len(crowd)
+    assert all(s.generated == continuation(s.tokens[: s.prompt_length], len(s.generated)) for s in crowd)

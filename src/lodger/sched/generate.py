@@ -1,8 +1,8 @@
 """`GenerateScheduler`: which tokens of which chats one model computes next.
 
-Continuous batching over paged blocks: prefill in chunks, decode one token of everybody, share equal beginnings, and
-when the blocks run out put the newest sequence back in the queue to be recomputed. Decisions only: nothing here
-computes.
+Continuous batching over paged blocks: prefill in chunks, decode one token of everybody, share equal beginnings, let in
+no more than can stay, and when the blocks run out after all put the newest sequence back in the queue to be recomputed.
+Decisions only: nothing here computes.
 
 Asking for a step changes no progress. A step that failed can be dropped and asked for again, with a smaller budget too.
 One prefill step and one decode step may be in flight together, but the next of a kind is asked for after `complete`, or
@@ -18,6 +18,7 @@ from itertools import islice
 
 from lodger.errors import InternalError
 from lodger.sched.blocks import BlockPool
+from lodger.sched.forecast import Lengths, peak
 from lodger.sched.sequence import Sequence
 from lodger.sched.step import PENDING, GenerateStep, Row
 
@@ -43,6 +44,8 @@ class GenerateScheduler:
         self._promised: set[bytes] = set()  # blocks that a running sequence computes or has computed
         self._promises: dict[int, list[bytes]] = {}  # the same by sequence
         self._unsettled: deque[tuple[GenerateStep, list[_Taken]]] = deque()
+        self._lengths = Lengths()
+        self._closed = 0  # decode steps for which nobody finds room, unless somebody leaves
         self._arrivals = 0
         self._last_decoded = 0  # arrival of the last row, where one step cannot hold everybody
 
@@ -94,9 +97,12 @@ class GenerateScheduler:
             self._leave(sequence)
         elif self._digests.pop(sequence_id, None) is not None:
             self._waiting = [s for s in self._waiting if s.id != sequence_id]
+            self._closed = 0
 
     def finish(self, sequence_id: int) -> None:
         """A sequence has its last token. Its full blocks stay findable until their room is needed."""
+        if sequence := self._running.get(sequence_id):
+            self._lengths.add(len(sequence.tokens) - sequence.prompt_length)
         self.cancel(sequence_id)
 
     def next_decode(self, token_budget: int) -> GenerateStep | None:
@@ -150,6 +156,8 @@ class GenerateScheduler:
         unsettled when another is asked for, and steps settle in the order in which they were launched.
         """
         taken = []
+        if step.lane == "decode" and self._closed:
+            self._closed -= 1
         for row in step.rows:
             sequence = self._running.get(row.sequence)
             if sequence is None:
@@ -195,7 +203,7 @@ class GenerateScheduler:
         is running, so this ends, and then it is the first again. So does one whose last token is not known yet. Whoever
         lacks room lets nobody pass.
         """
-        if len(self._running) >= self._max_running:
+        if self._closed or len(self._running) >= self._max_running:
             return None
         for sequence in islice(self._waiting, self._max_running):
             if sequence.held or sequence.tokens[-1] == PENDING:
@@ -203,13 +211,46 @@ class GenerateScheduler:
             digests = self._digests[sequence.id]
             cached = self._pool.lookup(digests)
             if len(cached) == len(digests) or digests[len(cached)] not in self._promised:
-                return (sequence, cached) if self._fits(sequence, cached) else None
+                if self._fits(sequence, cached):
+                    return sequence, cached
+                if sequence is self._waiting[0]:
+                    self._closed = self._pool.block_size  # until then nobody needs fewer blocks than now
+                return None
         return None
 
     def _fits(self, sequence: Sequence, cached: list[int]) -> bool:
-        """Room for all its tokens, and a block to grow for each that already runs: else they would preempt it soon."""
+        """Room for all its tokens, a block to grow for each that already runs, and no lack of any later.
+
+        What is lacking later is guessed. So it keeps out nobody while all who wait have room now: then at worst the
+        newest go back when the others are nearly done, and else the last few would run for long with nobody beside.
+        """
         needed = self._pool.blocks_for(len(sequence.tokens)) - len(cached) + self._pool.idle_among(cached)
-        return needed + len(self._running) <= self._pool.free_count
+        if needed + len(self._running) > self._pool.free_count:
+            return False
+        return not self._lengths or self._all_fit() or self._stays(sequence, needed)
+
+    def _all_fit(self) -> bool:
+        """Room for the tokens of all who wait, and a block to grow for everybody."""
+        if len(self._waiting) + len(self._running) > self._max_running:
+            return False
+        needed = sum(self._pool.blocks_for(len(s.tokens)) for s in self._waiting)
+        return needed + len(self._waiting) + len(self._running) <= self._pool.free_count
+
+    def _stays(self, sequence: Sequence, needed: int) -> bool:
+        """Nobody would have to go back, as far as the lengths of the last answers tell."""
+        used = self._pool.num_blocks - self._pool.free_count + needed
+        own = self._growth(sequence, self._pool.blocks_for(len(sequence.tokens)))
+        return (
+            peak([own, *(self._growth(s, len(s.blocks)) for s in self._running.values())], used)
+            <= self._pool.num_blocks
+        )
+
+    def _growth(self, sequence: Sequence, blocks: int) -> tuple[int, int]:
+        """Blocks that it will need beyond these, and these."""
+        made = len(sequence.tokens) - sequence.prompt_length
+        length = min(self._lengths.expected(made, sequence.arrival), sequence.max_new_tokens)
+        last = self._pool.blocks_for(sequence.prompt_length + length - 1)  # the last token is never fed back
+        return max(last - blocks, 0), blocks
 
     def _admit(self, sequence: Sequence, cached: list[int]) -> None:
         self._waiting.remove(sequence)
@@ -246,6 +287,7 @@ class GenerateScheduler:
 
     def _leave(self, sequence: Sequence) -> None:
         del self._running[sequence.id]
+        self._closed = 0
         if self._prefills.pop(sequence.id, None) is None and not sequence.exhausted:
             self._ready.remove(sequence)
         self._promised.difference_update(self._promises.pop(sequence.id))
