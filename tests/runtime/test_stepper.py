@@ -10,6 +10,7 @@ import pytest
 from test_native_chat import PROMPTS, answers, task
 
 from lodger.catalogue.inspect import inspect_folder
+from lodger.runtime.warm_steps import warm_steps
 from lodger.tasks import SamplingParams
 
 KINDS = [
@@ -75,3 +76,19 @@ def test_warming_up_changes_no_text(serve: Callable[..., Any], tiny: Callable[..
     assert asked(fresh) == before
     model.close()
     fresh.close()
+
+
+@pytest.mark.parametrize("step_tokens", [1, 100, 512, 8192])
+@pytest.mark.parametrize("most", [1, 3, 256])
+@pytest.mark.parametrize("longest", [16, 640, 65_536])
+def test_steps_of_nobodys_text_are_steps_that_requests_could_be(step_tokens: int, most: int, longest: int) -> None:
+    steps = list(warm_steps(step_tokens, most, longest, 16))
+    assert sum(len(row.tokens) for row in steps[0]) == min(step_tokens, longest), "the largest one first"
+    for rows in steps:
+        assert 0 < len(rows) <= most
+        assert len({row.sequence for row in rows}) == len(rows)
+        assert sum(len(row.tokens) for row in rows) <= max(step_tokens, 3)
+        for row in rows:
+            assert len(row.tokens) > 0
+            assert row.end <= longest
+            assert len(row.blocks) == -(-row.end // 16)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from typing import Any, NamedTuple
 
 import torch
@@ -96,6 +97,12 @@ class DenseDecoder:
             hidden = layer.out(self._attend(layer, layer.before_attention(hidden), cos, sin, plan)).add_(hidden)
             hidden = _feed_forward(layer, layer.before_mlp(hidden)).add_(hidden)
         return self.norm(hidden)
+
+    def shortened(self) -> DenseDecoder:
+        """With its last layer and one of each kind before it."""
+        short = copy(self)
+        short.layers = [*{layer.window: layer for layer in self.layers[:-1]}.values(), self.layers[-1]]
+        return short
 
     def _attend(
         self, layer: Layer, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, plan: AttentionPlan

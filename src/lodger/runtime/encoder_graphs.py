@@ -19,7 +19,7 @@ from lodger.runtime.graphs import captured
 from lodger.runtime.kernels.tiling import TEXT_ROWS, text_tiles
 from lodger.runtime.packed import PackedBatch
 from lodger.runtime.partition import Partition
-from lodger.runtime.recovery import is_out_of_memory
+from lodger.runtime.recovery import where_memory_allows
 from lodger.runtime.upload import upload
 
 # Between chats a step is cut to a bucket. Those between are left out that are no faster than the next larger one: on an
@@ -82,13 +82,9 @@ class EncoderGraphs:
         others then use. Those that there is no memory for are left out. Another model of the same weights may be
         running what it has captured of them."""
         for size in reversed(self.buckets[: bisect_left(self.buckets, most) + 1]):
-            if size in self._captured:
-                continue
-            try:
-                self._captured[size] = self._capture(size)
-            except (MemoryError, RuntimeError) as error:
-                if not is_out_of_memory(error):
-                    raise
+            if size not in self._captured:
+                with where_memory_allows():
+                    self._captured[size] = self._capture(size)
         if self._partition is not None:
             torch.cuda.current_stream(self._device).synchronize()  # what was prepared there is used on another
 

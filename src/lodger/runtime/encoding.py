@@ -20,7 +20,7 @@ from lodger.sched.step import EncodeStep, Item, Lane
 # Tokens of a captured step that is not cut into layers: to launch those one by one takes the host 7 ms, and the device
 # computes all of it in 2.7 (H100).
 _UNCUT = 2048
-_REHEARSED = 1, 24  # texts: products of few rows and of more have kernels of their own
+REHEARSED = 1, 24  # texts: products of few rows and of more have kernels of their own
 Outcome = list[Rows] | LodgerError  # of each text in order what the job's heads made, or what went wrong
 
 
@@ -137,7 +137,7 @@ class EncodeLane:
         took 82 ms, and 10 to 20 of everybody's on a busy GPU. Where memory is short now, the first requests do it."""
         if self._runner is None or self._runner.device.type != "cuda":
             return
-        for count in _REHEARSED:
+        for count in REHEARSED:
             items = tuple(Item(0, n, (0, 0)) for n in range(count))
             run_or_split(_Run(EncodeStep(self._queue.lane, items)), self._rehearse, lambda _: None, lambda *_: None)
 

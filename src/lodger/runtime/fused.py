@@ -8,7 +8,7 @@ parts of the products too.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -45,9 +45,7 @@ class FusedDecoder(DenseDecoder):
 
     def __init__(self, model: Any, placement: Placement) -> None:
         super().__init__(model, placement)
-        found = [_matrices(layer) for layer in self.layers]
-        own = [matrices for matrices in found if matrices is not None]
-        self._matrices = own if len(own) == len(found) else []
+        self._matrices = _all_matrices(self.layers)
 
     def __call__(self, batch: PackedBatch) -> torch.Tensor:
         """Hidden states [T, hidden_size]; of large steps over a cache only those that the batch wants."""
@@ -74,6 +72,12 @@ class FusedDecoder(DenseDecoder):
             hidden = _feed_forward(layer, _add(residual, hidden, layer.before_mlp))
             x = _add(residual, hidden, self.norm if following is None else following.before_attention)
         return x
+
+    def shortened(self) -> FusedDecoder:
+        short = super().shortened()
+        assert isinstance(short, FusedDecoder)
+        short._matrices = _all_matrices(short.layers)
+        return short
 
     def _one_token(self, residual: torch.Tensor, attend: Attend) -> torch.Tensor:
         for layer, own in zip(self.layers, self._matrices, strict=True):
@@ -111,6 +115,13 @@ def product(x: torch.Tensor, linear: torch.nn.Module, out: torch.Tensor) -> None
 
 def _numbers(norm: Norm) -> tuple[torch.Tensor, float]:
     return norm.weight, norm.epsilon
+
+
+def _all_matrices(layers: Sequence[Layer]) -> list[Matrices]:
+    """Of each layer; none where our kernels for few tokens cannot read all of them."""
+    found = [_matrices(layer) for layer in layers]
+    own = [matrices for matrices in found if matrices is not None]
+    return own if len(own) == len(found) else []
 
 
 def _matrices(layer: Layer) -> Matrices | None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Protocol, TypeVar
 
 import psutil
@@ -64,6 +65,16 @@ def _attempt(work: Work, compute: Callable[[Work], None]) -> LodgerError | None:
         _log.exception("a step of %d tokens failed", work.tokens)  # never which tokens: they are somebody's text
         return InternalError("The model failed at this request.", hint="The worker's log has the reason.")
     return None
+
+
+@contextmanager
+def where_memory_allows() -> Iterator[None]:
+    """What the block does is left undone where memory is short."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -13,6 +13,7 @@ from lodger.runtime.arena import Arena
 from lodger.runtime.attention.base import AttentionBackend, AttentionPlan
 from lodger.runtime.backbone import Backbone
 from lodger.runtime.context import attending
+from lodger.runtime.decoder import DenseDecoder
 from lodger.runtime.encoder import DenseEncoder, Layers
 from lodger.runtime.heads import Head
 from lodger.runtime.kv import KVCache
@@ -89,6 +90,12 @@ class Runner:
         """See `DenseEncoder.serves_beside`."""
         lengths = [len(item.tokens) for item in items]
         return isinstance(self.backbone, DenseEncoder) and self.backbone.serves_beside(lengths)
+
+    def shortened(self) -> Runner:
+        """With few of its layers, if the backbone knows them: such a step launches what a whole one does."""
+        if not isinstance(self.backbone, DenseDecoder):
+            return self
+        return replace(self, backbone=self.backbone.shortened())
 
     def warm_up(self, most: int, partition: Partition | None = None) -> None:
         """What steps of up to `most` tokens need is built and loaded, and what steps on this part of the device do."""

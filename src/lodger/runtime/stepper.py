@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -17,10 +18,11 @@ from lodger.runtime.decoder import DenseDecoder
 from lodger.runtime.kv import KVCache
 from lodger.runtime.likely import Probable, asked, probabilities, unpack
 from lodger.runtime.packed import PackedBatch, pack_rows
-from lodger.runtime.recovery import is_out_of_memory
+from lodger.runtime.recovery import where_memory_allows
 from lodger.runtime.runner import Runner
 from lodger.runtime.sampling import AT_ONCE, Free, Rules, Sampler, accept, choose
 from lodger.runtime.upload import upload
+from lodger.runtime.warm_steps import warm_steps
 from lodger.sched.step import GenerateStep, Row
 
 if TYPE_CHECKING:
@@ -68,34 +70,27 @@ class Stepper:
 
     @torch.inference_mode()
     def warm_up(self, step_tokens: int) -> None:
-        """Steps of nobody's text into blocks that nobody has yet: what the first requests need is built and loaded.
+        """Steps of nobody's text: what steps of up to `step_tokens` need is built and loaded.
 
-        A full prefill, the rest of a prompt beside a new one, and choices by probabilities, penalties, a bias and a
-        mask that are told with their probabilities, all by single launches: what is captured has run. Where memory is
-        short they are left to the first requests, which are computed in parts then.
+        All by single launches, since what is captured has run, and through few layers: those between are alike. The
+        first tokens are chosen by probabilities, penalties, a bias and a mask, and told with their probabilities. Where
+        memory is short it is left to the first requests, which are computed in parts then.
         """
-        size, room = self._cache.block_size, self._cache.blocks * self._cache.block_size // 2
-        whole = max(min(step_tokens, room), 1)
-        first = tuple(range(-(-whole // size)))
-        second = tuple(range(len(first), self._cache.blocks))
-        after = min(whole, len(second) * size) // 2
-        steps = [[Row(-1, (0,) * whole, 0, first, True)]]
-        if after:
-            rest = Row(-1, (0,) * after, whole - after, first, True)
-            steps.append([rest, Row(-2, (0,) * after, 0, second[: -(-after // size)], True)])
         width, device = self._runner.facts.vocab_size, self._runner.device
         rules, guide = Rules(top_k=20, top_p=0.9, presence_penalty=1), Free(width)
-        drawn = Sampler(rules, 0, (0,), width, device)
         bound = Sampler(rules, 0, (0,), width, device, bias={0: 0.0}, guide=guide, logprobs=1)
-        chunks, self._chunks = self._chunks, None
+        drawn, best = (Sampler(one, 0, (0,), width, device) for one in (rules, Rules(temperature=0)))
+        size, runner, chunks = self._cache.block_size, self._runner, self._chunks
+        longest = min(self._cache.blocks * size, runner.facts.context_length)
+        self._runner, self._chunks = runner.shortened(), None
+        steps = warm_steps(step_tokens, len(self._latest), longest, size)
         try:
-            for rows in steps:
-                self.launch(GenerateStep("prefill", tuple(rows)), [bound, drawn][: len(rows)]).tokens()
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
+            for rows in steps if self._graphs is not None else islice(steps, 2):  # our kernels are what is cut by size
+                samplers = [bound, drawn, *[best] * len(rows)][: len(rows)]
+                with where_memory_allows():
+                    self.launch(GenerateStep("prefill", rows), samplers).tokens()
         finally:
-            self._chunks = chunks
+            self._runner, self._chunks = runner, chunks
 
     def rest(self) -> None:
         """Let go of the weights, and keep what was captured, but for the logits."""

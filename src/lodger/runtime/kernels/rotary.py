@@ -33,7 +33,7 @@ def angles(positions: torch.Tensor, frequencies: torch.Tensor, factor: float) ->
     return found[0], found[1]
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["positions"])  # a row of the packed inputs begins anywhere
 def _angles(positions, frequencies, cos, sin, factor, WIDTH: tl.constexpr, PADDED: tl.constexpr):
     token, at = tl.program_id(0), tl.arange(0, PADDED)
     angle = tl.load(positions + token).to(tl.float32) * tl.load(frequencies + at, mask=at < WIDTH, other=0.0)
