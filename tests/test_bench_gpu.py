@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny
 
-from bench.gpu import __main__ as whole
 from bench.gpu import bounds, document, memory, parts, reading, sheet
 from bench.gpu.bounds import QWEN3_4B, XLM_R_LARGE, Rates
-from bench.gpu.parts import PARTS, Part
+from bench.gpu.parts import PARTS
 from lodger.device.view import DeviceView
 from lodger.units import GIB, MIB
 
@@ -203,26 +199,6 @@ def test_every_part_has_a_reader() -> None:
     assert set(PARTS) == set(reading.READERS)
 
 
-def test_a_whole_run_ends_after_eight_minutes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    given: list[float] = []
-
-    def run(part: Part, limit_s: float) -> dict[str, Any]:
-        given.append(limit_s)
-        clock[0] += limit_s
-        return {"state": "out of time", "seconds": limit_s, "result": None, "said": []}
-
-    clock = [1000.0]
-    monkeypatch.setattr(whole, "run", run)
-    monkeypatch.setattr(whole.time, "monotonic", lambda: clock[0])
-    monkeypatch.setattr(sys, "argv", ["bench.gpu", "--commit", "given", "--out", str(tmp_path / "run.json")])
-    out = whole.measure(whole.options())
-    assert sum(given) <= 480
-    found = document.read(out)
-    assert found
-    assert found["commit"] == "given"
-    assert 0 < len(found["parts"]) == len(given) < len(PARTS), "parts that found no time are not in it"
-
-
 def now(commit: str = "abc", **states: str) -> dict[str, Any]:
     done = {name: {"state": state, "seconds": 1.0, "result": {}} for name, state in states.items()}
     host = {"cpu": "a processor", "cores": 16, "gpus": [], "cards": [CARD]}
@@ -265,54 +241,6 @@ def test_the_hardware_line_has_what_decides_the_speed() -> None:
     begun = document.begin("given")
     assert begun["software"]["torch"]
     assert begun["commit"]
-
-
-@pytest.fixture
-def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Make a part out of a body of code, which has `out`."""
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-
-    def make(body: str) -> Part:
-        head = "import json, subprocess, sys, time\nfrom pathlib import Path\nout = Path(sys.argv[2])\n"
-        (tmp_path / "a_part.py").write_text(head + body)
-        return Part("a_part", 60, "made here")
-
-    return make
-
-
-def test_a_part_that_ends_well(module: Any, capfd: pytest.CaptureFixture[str]) -> None:
-    report = parts.run(module("print('measuring'); out.write_text('{\"a\": 1}')"), 60)
-    assert (report["state"], report["result"]) == ("ok", {"a": 1})
-    assert "said" not in report
-    assert capfd.readouterr().out == "measuring\n"
-
-
-def test_a_part_that_fails_leaves_what_it_measured_and_what_it_said(module: Any) -> None:
-    report = parts.run(module("out.write_text('{\"a\": 1}'); raise ValueError('in the middle')"), 60)
-    assert (report["state"], report["result"]) == ("failed", {"a": 1})
-    assert report["said"][-1] == "ValueError: in the middle"
-
-
-def test_a_part_that_hangs_is_ended_with_its_children(module: Any) -> None:
-    body = "child = subprocess.Popen(['sleep', '600']); out.write_text(json.dumps(child.pid)); time.sleep(600)"
-    started = time.monotonic()
-    report = parts.run(module(body), 2)
-    assert time.monotonic() - started < 30
-    assert report["state"] == "out of time"
-    status = Path(f"/proc/{report['result']}/stat")
-    assert not status.exists() or ") Z " in status.read_text()
-
-
-def test_a_signal_ends_the_part_and_keeps_what_it_measured(module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    body = "out.write_text('[1]'); print('written'); time.sleep(600)"
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(parts.STOPPED))
-    monkeypatch.setattr(parts, "print", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM), raising=False)
-    try:
-        report = parts.run(module(body), 60)
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    assert (report["state"], report["result"]) == ("stopped", [1])
-    assert report["seconds"] < 30
 
 
 @pytest.mark.parametrize("name", PARTS)

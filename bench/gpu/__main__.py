@@ -20,7 +20,7 @@ from pathlib import Path
 from bench import hardware
 from bench.gpu import document, reading, sheet
 from bench.gpu.part import need_gpu
-from bench.gpu.parts import PARTS, ROOT, STOPPED, run
+from bench.gpu.parts import PARTS, ROOT, STOPPED, Child
 
 WHOLE_S = 480  # of one call
 
@@ -51,21 +51,33 @@ def measure(given: argparse.Namespace) -> Path:
     out: Path = given.out or ROOT / "bench" / "results" / "gpu" / f"{now['date']}-{hardware.kind(now['hardware'])}.json"
     before = document.read(out)
     document.merge(before, now)  # of another card: say so before minutes are spent
-    for name in given.parts:
-        part = PARTS[name]
-        if part.reads_text and given.tokenizer:
-            part = replace(part, arguments=(*part.arguments, "--tokenizer", str(given.tokenizer)))
-        left = min(part.limit_s, int(end - time.monotonic()))
+    names: list[str] = given.parts
+    child = begun(names[0], given)
+    for name, following in zip(names, [*names[1:], None], strict=True):
+        running, child = child, begun(following, given) if following else None
+        assert running is not None
+        left = min(PARTS[name].limit_s, int(end - time.monotonic()))
         if left < 1:
             print(f"== {name}: left out, {given.within} s are over", flush=True)
+            running.close()
             continue
-        print(f"== {name}: {part.about} (at most {left} s)", flush=True)
-        now["parts"][name] = run(part, left)
+        print(f"== {name}: {PARTS[name].about} (at most {left} s)", flush=True)
+        now["parts"][name] = running.run(left)
         print(f"== {name}: {now['parts'][name]['state']} after {now['parts'][name]['seconds']} s", flush=True)
         document.write(out, document.merge(before, now))
         if now["parts"][name]["state"] == "stopped":
             break
+    if child is not None:
+        child.close()
     return out
+
+
+def begun(name: str, given: argparse.Namespace) -> Child:
+    """A part that waits for its turn. What all need is imported then, while another one measures."""
+    part = PARTS[name]
+    if part.reads_text and given.tokenizer:
+        part = replace(part, arguments=(*part.arguments, "--tokenizer", str(given.tokenizer)))
+    return Child(part)
 
 
 def show(found: document.Document) -> None:

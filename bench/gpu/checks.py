@@ -17,7 +17,7 @@ from bench.gpu import part
 
 ROOT = Path(__file__).parent.parent.parent
 TESTS = ROOT / "tests" / "runtime" / "kernels"
-PROCESSES = 8  # where pytest-xdist is there; they share the card, and compile beside each other
+PROCESSES = 14  # where pytest-xdist is there; they share the card, and compile beside each other
 
 
 class Count:

@@ -5,7 +5,7 @@
 The models of `bench.gpu.memory`, as wide as they are and with few layers, so that all of it takes about a minute: the
 memory of a step does not depend on how many layers it goes through. The KV cache is too small for all chats at once.
 Lengths are spread evenly over their orders of magnitude. One prompt in eight may be as long as the context, the others
-have up to 512 tokens; one in 64 requests of texts has as many as it may, each as long as it may be. Every kind of
+have up to 512 tokens; one in 256 requests of texts has as many as it may, each as long as it may be. Every kind of
 sampling and abandoned requests are among them.
 """
 
@@ -31,7 +31,7 @@ from lodger.tasks import CompletionTask, EmbedTask, RerankTask, StopRules
 from lodger.units import MIB
 
 CALLERS, PARTS = 256, 10
-WARM = 1000  # requests before memory is counted
+WARM = 250  # requests before memory is counted
 TEXTS = 32  # of one request
 BUDGET = 3.7  # GiB: for two layers each
 
@@ -43,7 +43,7 @@ def length(random: random.Random, most: int) -> int:
 def texts(chance: random.Random, longest: int) -> list[int]:
     """Lengths of the texts of one request."""
     count = length(chance, TEXTS)
-    if not chance.randrange(64):
+    if not chance.randrange(256):
         return [longest] * TEXTS
     return [max(length(chance, longest) // count, 1)] * count
 
