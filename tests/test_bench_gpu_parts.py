@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from bench.gpu import __main__ as whole
-from bench.gpu import document, parts
+from bench.gpu import document, folders, parts
 from bench.gpu.parts import PARTS, Child, Part
 
 
@@ -34,6 +34,7 @@ def test_a_whole_run_ends_after_eight_minutes(tmp_path: Path, monkeypatch: pytes
 
     clock = [1000.0]
     monkeypatch.setattr(whole, "Child", Slow)
+    monkeypatch.setenv(parts.SHARED, "set by the run")
     monkeypatch.setattr(whole.time, "monotonic", lambda: clock[0])
     monkeypatch.setattr(sys, "argv", ["bench.gpu", "--commit", "given", "--out", str(tmp_path / "run.json")])
     out = whole.measure(whole.options())
@@ -113,3 +114,26 @@ def test_a_signal_ends_the_part_and_keeps_what_it_measured(module: Any, monkeypa
         signal.signal(signal.SIGTERM, before)
     assert (report["state"], report["result"]) == ("stopped", [1])
     assert report["seconds"] < 30
+
+
+def test_the_folders_of_a_whole_run_are_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[Path] = []
+
+    def write(place: Path) -> dict[str, Path]:
+        assert not any((place / name).exists() for name in folders.NAMES)
+        for name in folders.NAMES:
+            (place / name).mkdir()
+        written.append(place)
+        return {name: place / name for name in folders.NAMES}
+
+    monkeypatch.setattr(folders, "write_folders", write)
+    monkeypatch.setenv(parts.SHARED, str(tmp_path))
+    (tmp_path / "chat").mkdir()  # by a part that was ended
+    for _ in range(2):
+        with folders.full_size() as found:
+            assert found["emb"] == tmp_path / "emb"
+    assert written == [tmp_path]
+    monkeypatch.delenv(parts.SHARED)
+    with folders.full_size() as found:
+        assert found["emb"].parent != tmp_path
+    assert not found["emb"].exists(), "its own are gone with it"

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import sys
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -20,9 +22,10 @@ from pathlib import Path
 from bench import hardware
 from bench.gpu import document, reading, sheet
 from bench.gpu.part import need_gpu
-from bench.gpu.parts import PARTS, ROOT, STOPPED, Child
+from bench.gpu.parts import PARTS, ROOT, SHARED, STOPPED, Child
 
 WHOLE_S = 480  # of one call
+RAM = Path("/dev/shm")
 
 
 def options() -> argparse.Namespace:
@@ -51,6 +54,15 @@ def measure(given: argparse.Namespace) -> Path:
     out: Path = given.out or ROOT / "bench" / "results" / "gpu" / f"{now['date']}-{hardware.kind(now['hardware'])}.json"
     before = document.read(out)
     document.merge(before, now)  # of another card: say so before minutes are spent
+    with tempfile.TemporaryDirectory(dir=RAM if RAM.exists() else None) as folders:
+        os.environ[SHARED] = folders
+        _each(given, end, out, now, before)
+    return out
+
+
+def _each(
+    given: argparse.Namespace, end: float, out: Path, now: document.Document, before: document.Document | None
+) -> None:
     names: list[str] = given.parts
     child = begun(names[0], given)
     for name, following in zip(names, [*names[1:], None], strict=True):
@@ -69,7 +81,6 @@ def measure(given: argparse.Namespace) -> Path:
             break
     if child is not None:
         child.close()
-    return out
 
 
 def begun(name: str, given: argparse.Namespace) -> Child:

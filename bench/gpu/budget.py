@@ -9,15 +9,13 @@ The models of `bench.gpu.memory`, planned and granted as there, in one engine. E
 from __future__ import annotations
 
 import asyncio
-import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from bench.gpu.card import used
-from bench.gpu.folders import write_folders
+from bench.gpu.folders import full_size
 from bench.gpu.memory import DEVICE, KINDS, chat, load, planned
 from bench.gpu.part import options, write
 from lodger.engines.native import NativeEngine
@@ -36,8 +34,7 @@ def main() -> None:
     given = options(__doc__)
     before = used()
     torch.empty(1, device=DEVICE)
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as place:
-        folders = write_folders(Path(place))
+    with full_size() as folders:
         made, wanted = planned(folders, BUDGET, "int8")
         models = load(NativeEngine("cuda:0"), made, wanted, "budget")
     rates = []

@@ -7,17 +7,22 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import tiny
 import torch
 
+from bench.gpu.parts import SHARED
 from lodger.catalogue.safetensors_header import StoredTensor, read_folder
 
+NAMES = ("chat", "emb", "rr")
 SHARDS = 4  # files of the chat model: each is written, and read, beside the others
 _BLOCK = 2**24 - 3  # numbers; rows of a matrix with more of them begin at other places of the block
 
@@ -35,6 +40,26 @@ def write_folders(place: Path, **changes: Any) -> dict[str, Path]:
         "rr": tiny.write_fake_folder(place / "rr", "bge-reranker", "F16", **text),
     }
     write_weights(*folders.values())
+    return folders
+
+
+@contextmanager
+def full_size() -> Iterator[dict[str, Path]]:
+    """`write_folders` in RAM: those of a whole run, which the first part that needs them writes, or own ones."""
+    if SHARED in os.environ:
+        yield _written(Path(os.environ[SHARED]))
+        return
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as place:
+        yield write_folders(Path(place))
+
+
+def _written(place: Path) -> dict[str, Path]:
+    done, folders = place / "done", {name: place / name for name in NAMES}
+    if not done.exists():
+        for folder in folders.values():  # of a part that was ended meanwhile
+            shutil.rmtree(folder, ignore_errors=True)
+        write_folders(place)
+        done.touch()
     return folders
 
 

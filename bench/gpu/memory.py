@@ -11,7 +11,6 @@ texts. What is held then is told by NVML for the whole card, by torch's allocato
 from __future__ import annotations
 
 import asyncio
-import tempfile
 import time
 from collections.abc import Coroutine
 from pathlib import Path
@@ -21,7 +20,7 @@ import msgspec
 import torch
 
 from bench.gpu.card import this_card, used
-from bench.gpu.folders import write_folders
+from bench.gpu.folders import full_size
 from bench.gpu.part import options, write
 from lodger.budget import CAPTURED_STEP, SEGMENTS, decode_steps, workspaces, workspaces_beside
 from lodger.catalogue.inspect import inspect_folder
@@ -158,8 +157,7 @@ def main() -> None:
     before = used()
     torch.empty(1, device=DEVICE)
     found: dict[str, Any] = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "budgets": {}}
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as place:
-        folders = write_folders(Path(place))
+    with full_size() as folders:
         engine = NativeEngine("cuda:0")
         older: Models = {}
         for budget, quantization in BUDGETS:

@@ -23,6 +23,7 @@ import psutil
 
 ROOT = Path(__file__).parent.parent.parent
 _CHILD = (sys.executable, "-m", "lodger.process")  # which dies with its parent
+SHARED = "LODGER_BENCH_FOLDERS"  # in the environment of a whole run's parts: where they have their models' folders
 STOPPED = 143  # what a shell calls the end by SIGTERM
 IMPORTED = ("transformers", "triton", "lodger.engines.native")  # by every part, before it may begin: for 10 s
 TAIL = 12  # lines kept of what a failed part said

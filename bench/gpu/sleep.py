@@ -10,18 +10,16 @@ from __future__ import annotations
 
 import asyncio
 import json
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import tiny
 import torch
 
 from bench.gpu import part
 from bench.gpu.card import used
-from bench.gpu.folders import SHARDS, write_weights
+from bench.gpu.folders import full_size
 from lodger.budget import Budget
 from lodger.catalogue.inspect import inspect_folder
 from lodger.engines.base import LoadRequest
@@ -125,10 +123,8 @@ def main() -> None:
     found = {"arena": arena(ARENA)}
     print(json.dumps(found, indent=1), flush=True)
     torch.cuda.empty_cache()
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as place:
-        folder = tiny.write_fake_folder(Path(place) / "model", "qwen3", "BF16", shards=SHARDS, **tiny.QWEN3_4B)
-        write_weights(folder)
-        found["model"] = model(folder)
+    with full_size() as folders:
+        found["model"] = model(folders["chat"])
     print(json.dumps(found["model"], indent=1), flush=True)
     part.write(options, found)
 

@@ -31,6 +31,7 @@ import httpx
 
 from bench import servers
 from bench.gpu.card import this_card, used
+from bench.gpu.folders import full_size
 from bench.gpu.part import options, write
 from lodger.client import Client
 from lodger.errors import NotRunning
@@ -45,11 +46,11 @@ STEPS = re.compile(r"started the worker|serves at|: loading |ready in [\d.]+ s|-
 Request = tuple[str, dict[str, Any]]
 
 
-def wanted(place: Path, folders: Path, budget: float, quantization: str | None) -> Path:
+def wanted(place: Path, folders: dict[str, Path], budget: float, quantization: str | None) -> Path:
     card = this_card()
     lines = [f"reserve: {card.free - int(budget * GIB)}", "models:"]
     for name, uid in UIDS.items():
-        lines += [f"  {uid}:", f"    path: {folders / name}", f"    context_length: {CONTEXT}"]
+        lines += [f"  {uid}:", f"    path: {folders[name]}", f"    context_length: {CONTEXT}"]
         lines += [f"    quantization: {quantization}"] if quantization and name == "chat" else []
     file = place / "lodger.yaml"
     file.write_text("\n".join(lines) + "\n")
@@ -163,9 +164,8 @@ def main() -> None:
     parser.add_argument("--quantization", choices=["int8"])
     given = options(__doc__, parser)
     found: dict[str, Any] = {"budget": given.budget, "quantization": given.quantization, "starts": []}
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as ram, tempfile.TemporaryDirectory() as place:
-        folders, home = Path(ram), Path(place)
-        subprocess.run([sys.executable, "-m", "bench.gpu.folders", ram], check=True)
+    with full_size() as folders, tempfile.TemporaryDirectory() as place:
+        home = Path(place)
         file = wanted(home, folders, given.budget, given.quantization)
         found["planned"] = plan = planned(file, home)
         before = used()
