@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import openai
@@ -17,16 +16,10 @@ CHAT = "qwen3-4b-chat-local"
 SAID = [{"role": "user", "content": "请用中文介绍一下你自己"}]
 
 
-@pytest.fixture(scope="module")
-def _client(_server: Served) -> Iterator[OpenAI]:
-    with OpenAI(base_url=f"{_server.url}/v1", api_key="x", max_retries=0) as client:
-        yield client
-
-
 @pytest.fixture
-def client(_client: OpenAI, served: Served) -> OpenAI:
-    """One client for all tests; its server is fresh for each."""
-    return _client
+def client(openai_client: OpenAI, served: Served) -> OpenAI:
+    """The server is fresh for each test."""
+    return openai_client
 
 
 def test_a_whole_answer(client: OpenAI) -> None:

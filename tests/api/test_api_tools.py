@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -27,16 +26,10 @@ ANSWER = (
 )
 
 
-@pytest.fixture(scope="module")
-def _client(_server: Served) -> Iterator[OpenAI]:
-    with OpenAI(base_url=f"{_server.url}/v1", api_key="x", max_retries=0) as client:
-        yield client
-
-
 @pytest.fixture
-def client(_client: OpenAI, served: Served) -> OpenAI:
+def client(openai_client: OpenAI, served: Served) -> OpenAI:
     served.service.script = says(*ANSWER)
-    return _client
+    return openai_client
 
 
 def test_calls_of_a_whole_answer(client: OpenAI) -> None:
