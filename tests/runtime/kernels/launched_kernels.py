@@ -45,9 +45,9 @@ CPU, DTYPE = torch.device("cpu"), torch.bfloat16
 PROCESSORS = {80: 108, 90: 132}
 # Chip, bits of a weight, tokens of a step, chats of a step, blocks of the cache.
 CHATS = [(80, 16, 512, 16, 512), (80, 8, 2048, 64, 1200), (80, 4, 1024, 16, 512)]
-CHATS += [(90, 16, 2048, 64, 1200), (90, 8, 1024, 16, 512), (90, 8, 4096, 64, 2000)]
+CHATS += [(90, 16, 2048, 64, 1200), (90, 8, 4096, 64, 2000)]
 TEXTS = [80, 90]
-STEPS = 32
+STEPS = 24
 SMALL = {"num_hidden_layers": 2, "vocab_size": 8192}
 launched: dict[str, str] = {}  # builds, and which step was the first to launch each
 now = [""]
