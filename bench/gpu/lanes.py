@@ -25,7 +25,6 @@ from typing import Any
 import torch
 
 from bench.gpu import decode, encode, part
-from lodger import interpreter
 from lodger.runtime.device_loop import DeviceLoop
 from lodger.runtime.encoding import EncodeLane
 from lodger.runtime.generating import GenerateLane, Generation
@@ -196,7 +195,6 @@ def only(name: str) -> None:
     """One lane in a process of its own: measures a window for each line that it reads."""
     loop = DeviceLoop("cuda:0")
     load = opened(name, loop)
-    interpreter.settle()
     print("ready", flush=True)
     for _ in sys.stdin:
         load.start()
@@ -238,7 +236,6 @@ def main() -> None:
         with processes() as children:
             loop = DeviceLoop("cuda:0")
             loads = {name: opened(name, loop) for name in NAMES}
-            interpreter.settle()  # as a worker does: no search for garbage among what was there before
             for child in children.values():
                 _hear(child)  # so that nobody loads while we measure
             raw = {"gpu": torch.cuda.get_device_name(), "together": together(loads), "peer": PEER}

@@ -8,14 +8,18 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from lodger import interpreter
+
 
 def options(description: str | None, parser: argparse.ArgumentParser | None = None) -> argparse.Namespace:
-    """The command line of a part, on a machine that can run it. `parser`: for a part with options of its own."""
+    """The command line of a part, on a machine that can run it, in an interpreter that runs as a worker's does.
+    `parser`: for a part with options of its own."""
     parser = parser or argparse.ArgumentParser()
     parser.description, parser.formatter_class = description, argparse.RawDescriptionHelpFormatter
     parser.add_argument("--out", type=Path, help="where the raw numbers go, as JSON")
     given = parser.parse_args()
     need_gpu()
+    interpreter.settle()
     return given
 
 
