@@ -191,7 +191,7 @@ def test_weights_that_are_read_again_may_take_what_loading_takes(
         told, allowed.told = allowed.told, []
         return told
 
-    model = serve.fresh(inspect_folder(tiny("qwen3")), blocks=64)
+    model = serve.fresh(inspect_folder(tiny("qwen3", num_hidden_layers=4)), blocks=64)  # that no other test serves
     assert told() == ["granted", "may load", "reads", "has loaded", "reserves"]
     model.sleep(keep=False)
     assert told() == ["asleep", "reserves"]
