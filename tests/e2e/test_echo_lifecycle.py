@@ -169,15 +169,15 @@ def test_logs_follow_and_end_cleanly_on_ctrl_c(lodger: Installed) -> None:
     with subprocess.Popen(
         command, env=lodger.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as following:
+        watchdog = threading.Timer(60.0, following.kill)  # what never comes fails the test, and hangs nothing
+        watchdog.start()
         assert following.stdout is not None
         assert following.stdout.readline()
         lodger("terminate", "chat-local")
-        watchdog = threading.Timer(60.0, following.kill)  # a line that never comes fails the test, and hangs nothing
-        watchdog.start()
         assert any("chat-local on cpu: ready -> stopping" in line for line in iter(following.stdout.readline, ""))
-        watchdog.cancel()
         following.send_signal(signal.SIGINT)
-        _, errors = following.communicate(timeout=10)
+        _, errors = following.communicate(timeout=30)
+        watchdog.cancel()
     assert following.returncode == 130
     assert "Traceback" not in errors
     lodger.ok("up", "-d", "--engine", "echo")
