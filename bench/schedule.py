@@ -17,9 +17,9 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
+from bench.turns import turn
 from lodger.budget import decode_steps
 from lodger.runtime.generating import GenerateLane, Generation, Made
-from lodger.sched.arbiter import micro_step_tokens
 from lodger.sched.sequence import Sequence
 from lodger.sched.step import GenerateStep, Row
 
@@ -128,7 +128,7 @@ def _round(lane: GenerateLane, stepper: Stepper, scene: Scene, first: int) -> di
             stepper.sequences[number] = sequence, chat
             note = times[number].append
             lane.add(Generation(sequence, None, frozenset([STOP]), _noting(note, stepper)))  # type: ignore[arg-type]
-        if _turn(lane, scene.step):
+        if any(turn(lane, scene.step)):
             continue
         if not coming:
             return _told(stepper, times)
@@ -137,18 +137,6 @@ def _round(lane: GenerateLane, stepper: Stepper, scene: Scene, first: int) -> di
 
 def _noting(note: Callable[[float], None], stepper: Stepper) -> Callable[[Made], None]:
     return lambda made: note(stepper.now)
-
-
-def _turn(lane: GenerateLane, step_tokens: int) -> bool:
-    """As the device loop makes them; False: there was nothing to do."""
-    decoding = lane.decoding
-    if decoding:
-        lane.decode()
-    budget = micro_step_tokens(decoding, step_tokens)
-    claims = list(lane.claims(budget))
-    for claim in claims:
-        lane.micro_step(claim.lane, budget)
-    return decoding or bool(claims)
 
 
 def _told(stepper: Stepper, times: dict[int, list[float]]) -> dict[str, float]:

@@ -23,6 +23,7 @@ import tiny
 import torch
 
 from bench.gpu import part
+from bench.turns import turn
 from lodger.catalogue.facts import ModelFacts
 from lodger.catalogue.inspect import inspect_folder
 from lodger.runtime import attention, families
@@ -34,7 +35,6 @@ from lodger.runtime.precision import precision, with_int8
 from lodger.runtime.runner import Runner
 from lodger.runtime.sampling import Rules, Sampler, accept, choose
 from lodger.runtime.weights import Checkpoint
-from lodger.sched.arbiter import micro_step_tokens
 from lodger.sched.sequence import Sequence as Chat
 from lodger.sched.step import GenerateStep, Row
 
@@ -119,17 +119,12 @@ def _turns(lane: GenerateLane) -> Iterator[tuple[int, float]]:
     """Rows that decode, 0 beside a prefill, and seconds of each turn until nothing is left to do."""
     last = time.perf_counter()
     while True:
-        decoding, rows = lane.decoding, lane._scheduler.decoding
-        if decoding:
-            lane.decode()
-        budget = micro_step_tokens(decoding, STEP)
-        claims = list(lane.claims(budget))
-        for claim in claims:
-            lane.micro_step(claim.lane, budget)
-        if not (decoding or claims):
+        rows = lane._scheduler.decoding
+        decoded, prefilled = turn(lane, STEP)
+        if not (decoded or prefilled):
             return
         now = time.perf_counter()
-        yield 0 if claims else rows, now - last
+        yield 0 if prefilled else rows, now - last
         last = now
 
 
