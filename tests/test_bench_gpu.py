@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 
-from bench.gpu import bounds, document, memory, parts, reading, sheet
+from bench.gpu import bounds, document, folders, memory, parts, reading, sheet
 from bench.gpu.bounds import QWEN3_4B, XLM_R_LARGE, Rates
 from bench.gpu.parts import PARTS
 from lodger.device.view import DeviceView
@@ -180,15 +179,8 @@ def test_the_plan_is_cut_into_the_parts_that_are_measured(
 ) -> None:
     card = DeviceView(id="cuda:0", kind="cuda", name="any", total=80 * GIB, free=0, compute_capability=(9, 0))
     monkeypatch.setattr(memory, "this_card", lambda: card)
-    folders = {
-        name: tiny.write_fake_folder(tmp_path / name, family, dtype, **shape)
-        for name, family, dtype, shape in (
-            ("chat", "qwen3", "BF16", tiny.QWEN3_4B),
-            ("emb", "bge-m3", "F16", tiny.XLM_R_LARGE),
-            ("rr", "bge-reranker", "F16", tiny.XLM_R_LARGE),
-        )
-    }
-    made, _ = memory.planned(folders, budget, quantization)
+    monkeypatch.setattr(folders, "write_weights", lambda *_: None)  # the plan reads headers
+    made, _ = memory.planned(folders.write_folders(tmp_path), budget, quantization)
     found = memory.promised(made)
     assert found.pop("total") == sum(found.values()) <= budget * GIB
     assert found["captured"] / MIB == pytest.approx(HELD[budget][0], rel=0.03)

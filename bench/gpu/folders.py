@@ -1,14 +1,10 @@
-"""Folders of random weights in the shapes of published models, written as fast as RAM takes them.
-
-python -m bench.gpu.folders PLACE
-"""
+"""Folders of random weights in the shapes of published models, written as fast as RAM takes them."""
 
 from __future__ import annotations
 
 import itertools
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -97,7 +93,3 @@ def _pieces(tensor: StoredTensor, block: torch.Tensor, number: int) -> Iterator[
         piece = block[start : start + left]
         yield piece
         left, start = left - len(piece), 0
-
-
-if __name__ == "__main__":
-    write_folders(Path(sys.argv[1]))

@@ -19,7 +19,7 @@ from typing import Any
 
 import tiny
 import torch
-from compiled_kernels import Chip
+from compiled_kernels import DTYPE, PROCESSORS, Chip
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
@@ -41,8 +41,7 @@ from lodger.runtime.sampling import Free, Rules, Sampler
 from lodger.runtime.weights import Checkpoint
 from lodger.sched.step import GenerateStep, Item, Row
 
-CPU, DTYPE = torch.device("cpu"), torch.bfloat16
-PROCESSORS = {80: 108, 90: 132}
+CPU = torch.device("cpu")
 # Chip, bits of a weight, tokens of a step, chats of a step, blocks of the cache.
 CHATS = [(80, 16, 512, 16, 512), (80, 8, 2048, 64, 1200), (80, 4, 1024, 16, 512)]
 CHATS += [(90, 16, 2048, 64, 1200), (90, 8, 4096, 64, 2000)]
